@@ -1,0 +1,144 @@
+"""The 2012 AlexNet: one class for a device that holds both columns and for a rank that holds one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from model.columns import Columns
+from model.design import LAYERS, Design
+from model.lrn import lrn, within_map_norm
+
+
+@dataclass(frozen=True)
+class MaskDraw:
+    """Which dropout masks a step uses: a function of seed and step, drawn for the step's whole batch.
+
+    Each rank cuts out its pictures (rows first_row .. of `batch`) and its column, so any layout drops the same outputs.
+    """
+
+    seed: int
+    step: int
+    batch: int
+    first_row: int = 0
+
+    def mask(self, layer: int, features: int, rows: int, own: slice, keep: float, like: torch.Tensor) -> torch.Tensor:
+        """(rows, own features) of 0 and 1 / keep."""
+        generator = torch.Generator(like.device).manual_seed((self.seed * 1_000_003 + self.step) * 2 + layer)
+        drawn = torch.rand(self.batch, features, generator=generator, device=like.device)
+        return (drawn[self.first_row : self.first_row + rows, own] < keep).to(like.dtype) / keep
+
+
+class AlexNet(nn.Module):
+    """(n, 3, input, input) pictures, grey levels with the mean subtracted -> (n, classes) logits.
+
+    `AlexNet(num_classes)` is the paper's net (sections 3 and 5) on one device, initialised as the paper says. With one of
+    two columns, every layer has that column's half of the outputs (first dimension); `state_dict` names are the same:
+    conv1 ... conv5, fc6, fc7, fc8, each .weight then .bias. The initial weights of a column are the halves of those of
+    the whole net with the same seed.
+    """
+
+    def __init__(self, num_classes: int = 1000, design: Design | None = None, columns: Columns | None = None, seed: int = 0) -> None:
+        super().__init__()
+        self.design, self.columns, self.num_classes = design or Design(), columns or Columns(), num_classes
+        d, groups = self.design, self.columns.held
+        strides, pads, in_groups = (4, 1, 1, 1, 1), (0, 2, 1, 1, 1), (1, groups, 1, groups, groups)
+        shapes = d.shapes(num_classes)
+        for i, layer in enumerate(LAYERS[:5]):
+            out, within, k, _ = shapes[layer]
+            conv = nn.Conv2d(within * in_groups[i], self._own(out), k, strides[i], pads[i], groups=in_groups[i])
+            setattr(self, layer, conv)
+        for layer in LAYERS[5:]:
+            out, within = shapes[layer]
+            setattr(self, layer, nn.Linear(within, self._own(out)))
+        self.initialise(seed)
+
+    def _own(self, total: int) -> int:
+        rows = self.columns.rows(total)
+        return rows.stop - rows.start
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Normal weights and constant biases by the design (paper, section 5), drawn for the whole net and cut to this column."""
+        generator = torch.Generator().manual_seed(seed)
+        for i, (layer, shape) in enumerate(self.design.shapes(self.num_classes).items()):
+            whole = torch.empty(shape).normal_(0.0, self.design.init_std[i], generator=generator)
+            module = getattr(self, layer)
+            module.weight.copy_(whole[self.columns.rows(shape[0])])
+            module.bias.fill_(self.design.bias[i])
+
+    def forward(self, images: torch.Tensor, masks: MaskDraw | None = None) -> torch.Tensor:
+        """masks: this step's dropout in training; without it torch's own random state is used, which one device may."""
+        column, before, after = self.columns, *self.design.conv1_padding
+        x = F.pad(images, (before, after, before, after)) if before or after else images
+        x = self._normalised_pool("conv1", self.conv1(x))
+        x = self._normalised_pool("conv2", self.conv2(x))
+        x = column.exchange(x)  # conv3 reads both columns
+        x = F.relu(self.conv3(x))
+        x = F.relu(self.conv4(x))
+        x = self._pool("conv5", self.conv5(x))
+        x = column.exchange(x.flatten(1))  # fc6 reads both columns
+        x = self._drop(0, F.relu(self.fc6(x)), masks)
+        x = column.exchange(x)  # fc7 reads both columns
+        x = self._drop(1, F.relu(self.fc7(x)), masks)
+        x = column.exchange(x)  # fc8 reads both columns
+        return column.gather_logits(self.fc8(x), self.num_classes)
+
+    def _normalised_pool(self, layer: str, x: torch.Tensor) -> torch.Tensor:
+        """ReLU, LRN, max-pool; the 2012 program has conv1's ReLU last, and a second normalisation in conv2."""
+        late = layer in self.design.relu_after_pool
+        x = self._lrn(x if late else F.relu(x))
+        if layer == "conv2" and self.design.within_map_norm:
+            x = within_map_norm(x)
+        x = F.max_pool2d(x, 3, 2)
+        return F.relu(x) if late else x
+
+    def _pool(self, layer: str, x: torch.Tensor) -> torch.Tensor:
+        if layer in self.design.relu_after_pool:
+            return F.relu(F.max_pool2d(x, 3, 2))
+        return F.max_pool2d(F.relu(x), 3, 2)
+
+    def _lrn(self, x: torch.Tensor) -> torch.Tensor:
+        s = self.design.lrn
+        alpha = s.alpha / s.n if s.divide_by_n else s.alpha
+        return lrn(x, columns=self.columns.held, k=s.k, n=s.n, alpha=alpha, beta=s.beta)
+
+    def _drop(self, layer: int, x: torch.Tensor, masks: MaskDraw | None) -> torch.Tensor:
+        """Dropout on fc6 (layer 0) and fc7 (layer 1); kept outputs are scaled up now instead of all scaled down in testing."""
+        if not self.training or self.design.dropout == 0:
+            return x
+        if masks is None:
+            assert self.columns.group is None, "two columns on two ranks need masks, or they would drop different outputs"
+            return F.dropout(x, self.design.dropout)
+        total = self.design.hidden[layer]
+        return x * masks.mask(layer, total, len(x), self.columns.rows(total), 1 - self.design.dropout, x)
+
+
+def parameter_totals(design: Design, classes: int) -> dict[str, int]:
+    """Parameters of the whole net by layer, weights and biases."""
+    totals = {}
+    for layer, shape in design.shapes(classes).items():
+        weights = 1
+        for extent in shape:
+            weights *= extent
+        totals[layer] = weights + shape[0]
+    return totals
+
+
+def whole_state(net: AlexNet) -> dict[str, torch.Tensor]:
+    """The whole net's parameters by canonical name, gathered from both columns, on the CPU. Every rank of a pair must call it."""
+    return {name: gather_parameter(net, name, value.detach()) for name, value in net.named_parameters()}
+
+
+def gather_parameter(net: AlexNet, name: str, mine: torch.Tensor) -> torch.Tensor:
+    """A parameter, or anything of its shape, of the whole net from the parts of both columns, on the CPU."""
+    total = net.design.shapes(net.num_classes)[name.split(".")[0]][0]
+    return net.columns.gather_rows(mine, total).cpu()
+
+
+def own_part(net: AlexNet, name: str, whole: torch.Tensor) -> torch.Tensor:
+    """The part of a whole parameter, or of anything of its shape, that this rank holds."""
+    return whole[net.columns.rows(len(whole))]

@@ -1,0 +1,163 @@
+"""Top-1 and top-5 error over a validation split, each picture counted once.
+
+    python -m model.evaluate --checkpoint runs/RUN/checkpoints/best.pt --shards shards/ --views 10
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from model import checkpoint
+from model.alexnet import AlexNet
+from model.layout import Layout, choose
+from model.recipe import Recipe, check_recipe
+from pipeline import Augmentation, Batch, ImageLoader, InputError, atomic_file, one_line_errors
+
+FIGURE_4 = 8  # pictures whose five best labels are kept
+
+
+@dataclass
+class Result:
+    """Counts over the whole split, and the first few predictions: (id, label, [(class, probability) x 5])."""
+
+    images: int = 0
+    wrong_top1: int = 0
+    wrong_top5: int = 0
+    predictions: list[tuple[int, int, list[tuple[int, float]]]] = field(default_factory=list)
+
+    @property
+    def top1_error(self) -> float:
+        return self.wrong_top1 / self.images
+
+    @property
+    def top5_error(self) -> float:
+        return self.wrong_top5 / self.images
+
+    def __str__(self) -> str:
+        return (
+            f"top-1 error {100 * self.top1_error:.2f} % ({self.wrong_top1:,} of {self.images:,}), "
+            f"top-5 error {100 * self.top5_error:.2f} % ({self.wrong_top5:,} of {self.images:,})"
+        )
+
+
+@torch.no_grad()
+def evaluate(net: torch.nn.Module, loader: ImageLoader, layout: Layout) -> Result:
+    """Run the whole split that `loader` stands at the start of; every rank returns the counts of all.
+
+    With ten views the ten softmax outputs are averaged (paper, section 4.1).
+    """
+    net.eval()
+    counts = torch.zeros(3, dtype=torch.int64, device=layout.device)  # images, wrong top-1, wrong top-5
+    result = Result()
+    for batch in loader:
+        if len(batch.ids) == 0:
+            continue
+        probabilities = _probabilities(net, batch.images, layout)
+        best = probabilities.topk(min(5, probabilities.shape[1]), dim=1)
+        right = best.indices == batch.labels[:, None]
+        counts += torch.stack((right.new_tensor(len(right), dtype=torch.int64), (~right[:, 0]).sum(), (~right.any(dim=1)).sum()))
+        _keep_some(result, batch, best)
+    if layout.data_group is not None:
+        dist.all_reduce(counts, group=layout.data_group)
+    result.images, result.wrong_top1, result.wrong_top5 = counts.tolist()
+    net.train()
+    return result
+
+
+def _probabilities(net: torch.nn.Module, images: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """(n, classes) softmax outputs; images (n, 3, s, s), or (n, views, 3, s, s) whose outputs are averaged."""
+    views = images.reshape(-1, *images.shape[-3:]).contiguous(memory_format=torch.channels_last)
+    with autocast(layout.device):
+        logits = net(views)
+    return logits.float().softmax(dim=1).reshape(len(images), -1, logits.shape[1]).mean(dim=1)
+
+
+def autocast(device: torch.device) -> Any:
+    """bf16 on GPUs, full precision on CPUs."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+def _keep_some(result: Result, batch: Batch, best: Any) -> None:
+    for row in range(min(len(batch.ids), FIGURE_4 - len(result.predictions))):
+        pairs = list(zip(best.indices[row].tolist(), best.values[row].tolist(), strict=True))
+        result.predictions.append((int(batch.ids[row]), int(batch.labels[row]), pairs))
+
+
+def validation_loader(shards: str, recipe: Recipe, layout: Layout, views: int, threads: int, batch: int | None = None) -> ImageLoader:
+    """The validation split for `layout`: the centre view, or the ten of the paper."""
+    batch = batch or max(layout.world, recipe.train.batch if views == 1 else recipe.train.batch // 4)
+    return ImageLoader(
+        shards,
+        "val",
+        batch=batch,
+        views="centre" if views == 1 else "ten",
+        augmentation=augmentation(recipe),
+        rank=layout.rank,
+        world=layout.world,
+        group=layout.columns.group,
+        device=layout.device,
+        threads=threads,
+    )
+
+
+def augmentation(recipe: Recipe, colour: bool = True) -> Augmentation:
+    """A recipe's picture settings; without colour, neither noise nor the division that goes with it."""
+    d = recipe.data
+    return Augmentation(
+        crop=recipe.model.input,
+        mean_window=d.mean_window,
+        colour=d.colour if colour else "none",
+        sigma=d.sigma,
+        divisor=d.divisor if colour else 1.0,
+        window_shared_by=d.window_shared_by,
+    )
+
+
+def write_predictions(path: Path, result: Result) -> None:
+    """The kept predictions as JSON, for a picture like Figure 4."""
+    rows = [{"id": i, "label": label, "best": [{"class": c, "probability": p} for c, p in best]} for i, label, best in result.predictions]
+    with atomic_file(path, "w") as file:
+        json.dump(rows, file, indent=1)
+
+
+def load_net(path: Path) -> tuple[AlexNet, Recipe, dict[str, Any]]:
+    """The whole net of a checkpoint, its recipe and its content. Raises InputError."""
+    content = checkpoint.load(path)
+    recipe = check_recipe(content["recipe"], str(path))
+    net = AlexNet(content["classes"], recipe.model)
+    net.load_state_dict(content["model"])
+    return net, recipe, content
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Top-1 and top-5 error of a checkpoint on the validation shards.")
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--shards", default="shards", help="folder made by make_shards (default: shards/)")
+    parser.add_argument("--views", type=int, choices=(1, 10), default=10, help="centre view, or the paper's ten (default: 10)")
+    parser.add_argument("--batch", type=int, help="pictures at a time (default: by the recipe)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    given = parser.parse_args(arguments)
+    with one_line_errors():
+        _, _, device = choose(1, 1, given.device, 1)
+        net, recipe, content = load_net(given.checkpoint)
+        layout = Layout(device=torch.device(device))
+        loader = validation_loader(given.shards, recipe, layout, given.views, os.cpu_count() or 1, given.batch)
+        if loader.shards.manifest.classes_sha256 != content["classes_sha256"]:
+            raise InputError(f"{given.shards} has other classes than {given.checkpoint} was trained on; give the shards of its training")
+        net.to(layout.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        result = evaluate(net, loader, layout)
+        print(f"{given.checkpoint}, {given.views} view{'s' * (given.views > 1)}: {result}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Recipes: every number of a training run, in YAML, checked to the last key."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from model.design import Design
+from pipeline import InputError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class Data(BaseModel):
+    """What is done to pictures; the names are those of pipeline.Augmentation. colour_stop_epoch: no colour noise from it on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mean_window: Literal["same", "centre"] = "same"
+    colour: Literal["eigenvalue", "stddev", "none"] = "eigenvalue"
+    sigma: float = Field(default=0.1, ge=0)
+    divisor: float = Field(default=1.0, gt=0)
+    window_shared_by: int = Field(default=1, ge=1)
+    colour_stop_epoch: int | None = Field(default=None, ge=0)
+
+
+class Training(BaseModel):
+    """How it is trained. batch: pictures a step over all devices; rate: of the first epoch; log_every: steps a log line."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch: int = Field(default=128, ge=1)
+    epochs: int = Field(default=90, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    rate: float = Field(default=0.01, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0005, ge=0)
+    bias_weight_decay: float = Field(default=0.0005, ge=0)
+    bias_rate_factor: float = Field(default=1.0, gt=0)
+    bias_rate_falls: bool = True
+    schedule: Literal["plateau", "fixed"] = "plateau"
+    patience: int = Field(default=4, ge=1)
+    max_drops: int = Field(default=3, ge=0)
+    drop_epochs: tuple[int, ...] = ()
+    conv1_slow_epoch: int | None = Field(default=None, ge=0)
+    conv1_freeze_epoch: int | None = Field(default=None, ge=0)
+    log_every: int = Field(default=20, ge=1)
+
+    @model_validator(mode="after")
+    def _schedule_keys(self) -> Training:
+        if self.schedule == "plateau" and self.drop_epochs:
+            raise ValueError("drop_epochs belongs to schedule: fixed; with plateau leave it out")
+        if list(self.drop_epochs) != sorted(set(self.drop_epochs)):
+            raise ValueError(f"drop_epochs must rise, not {list(self.drop_epochs)}")
+        return self
+
+
+class Recipe(BaseModel):
+    """A training run; the defaults are the paper's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Design = Design()
+    data: Data = Data()
+    train: Training = Training()
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes 1e-4 for a word; here it is the number that everybody means."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_recipe(name: str, overrides: list[str]) -> Recipe:
+    """A recipe by name (model/recipes/NAME.yaml) or path, with KEY=VALUE overrides such as train.rate=0.02. Raises InputError."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(found.stem for found in RECIPES.glob("*.yaml")))
+        raise InputError(f"no recipe {name}; known are {known}, or give the path of a .yaml file")
+    values = _parse(path.read_text("utf-8"), str(path))
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not a table of keys; begin it with model:, data: or train:")
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise InputError(f"--set {override}: expected KEY=VALUE, such as train.rate=0.02")
+        _override(values, key.strip(), _parse(text, f"--set {override}"))
+    return check_recipe(values, str(path))
+
+
+def check_recipe(values: dict[str, Any], where: str) -> Recipe:
+    """Values -> recipe; unknown key, wrong type or impossible value is an InputError that names the key. `where`: for the message."""
+    try:
+        return Recipe.model_validate_json(json.dumps(values), strict=True)  # of JSON, lists are tuples even when strict
+    except TypeError as error:
+        raise InputError(f"{where}: {error}; use numbers, words, lists and tables only") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the recipe"
+        if first["type"] == "extra_forbidden":
+            allowed = ", ".join(_keys_beside(first["loc"]))
+            raise InputError(f"{where}: unknown key {key}; known here: {allowed}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{where}: {key}: {message[0].lower()}{message[1:]}, got {_short(first['input'])}") from None
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+
+
+def _override(values: dict[str, Any], key: str, value: Any) -> None:
+    *tables, last = key.split(".")
+    for table in tables:
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise InputError(f"--set {key}: {table} is not a table of keys")
+    values[last] = value
+
+
+def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+    """Keys that are allowed where an unknown one was found."""
+    model: Any = Recipe
+    for part in location[:-1]:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."

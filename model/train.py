@@ -1,0 +1,380 @@
+"""Train the net on shards.
+
+    python -m model.train --shards shards/ [--recipe alexnet] [--columns 1|2] [--devices N] [--run DIR] [--resume]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from model import checkpoint
+from model.alexnet import AlexNet, MaskDraw, gather_parameter, own_part, whole_state
+from model.evaluate import augmentation, autocast, evaluate, validation_loader, write_predictions
+from model.launch import LOST_CONTACT, launch, lost_contact, under_launcher
+from model.layout import Layout, check_batch, choose, join
+from model.metrics import Metrics
+from model.recipe import Recipe, check_recipe, read_recipe
+from model.schedule import Schedule
+from model.sgd import PaperSGD
+from model.stop import StopRequest
+from pipeline import Batch, ImageLoader, InputError, one_line_errors, read_manifest
+
+STUCK = 0.02  # nats: an epoch's mean loss this near to ln(classes) has learned nothing
+
+
+@dataclass
+class Run:
+    """A training run on one rank."""
+
+    folder: Path
+    recipe: Recipe
+    layout: Layout
+    net: AlexNet
+    model: torch.nn.Module  # the net, or the net in its data-parallel wrapping
+    optimiser: PaperSGD
+    schedule: Schedule
+    train: ImageLoader
+    val: ImageLoader | None
+    metrics: Metrics
+    stop: StopRequest
+    shards: str
+    threads: int
+    step: int = 0
+    window: _Window = field(default_factory=lambda: _Window())
+
+
+@dataclass
+class _Window:
+    """What has gathered since the last log line, and over the epoch. Losses stay on the device until they are read."""
+
+    losses: list[torch.Tensor] = field(default_factory=list)
+    began: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    epoch_loss: float = 0.0
+    epoch_steps: int = 0
+
+
+def train_step(model: torch.nn.Module, optimiser: PaperSGD, images: torch.Tensor, labels: torch.Tensor, masks: MaskDraw) -> torch.Tensor:
+    """One step of the paper's SGD; the loss (nats, mean over this replica's pictures) stays on the device."""
+    optimiser.zero_grad(set_to_none=True)
+    with autocast(images.device):
+        loss = F.cross_entropy(model(images.contiguous(memory_format=torch.channels_last), masks), labels)
+    loss.backward()
+    optimiser.step()
+    return loss.detach()
+
+
+def train(run: Run) -> int:
+    """Train to the end of the recipe, or to a signal: the exit code."""
+    while not run.schedule.finished(run.train.epoch):
+        _enter_epoch(run)
+        number = _train_epoch(run)
+        if number:
+            _save(run, best=False)
+            run.metrics.say(f"stopped by a signal at step {run.step}, saved; the same command with --resume goes on at the next image")
+            return 128 + number
+        _end_epoch(run)
+    _finish(run)
+    return 0
+
+
+def _enter_epoch(run: Run) -> None:
+    """Set the epoch's rates; leave the colour noise off from its last epoch on."""
+    epoch = run.train.epoch
+    for group, rate in run.schedule.rates(epoch).items():
+        next(g for g in run.optimiser.param_groups if g["name"] == group)["rate"] = rate
+    last = run.recipe.data.colour_stop_epoch
+    if last is not None and epoch >= last and run.train.augmentation.colour != "none":
+        state = run.train.state_dict()
+        run.train = _train_loader(run.shards, run.recipe, run.layout, run.threads, epoch)
+        run.train.load_state_dict(state)
+    run.window = _Window()
+
+
+def _train_epoch(run: Run) -> int:
+    """The steps that are left of this epoch; the signal that ended them early, or 0."""
+    epoch, log_every = run.train.epoch, run.recipe.train.log_every
+    left, whole = len(run.train), len(run.train) + run.train.position // run.train.batch
+    batches = iter(run.metrics.bar(run.train, whole, whole - left, f"epoch {epoch + 1}"))
+    for number in range(left):
+        asked = time.perf_counter()
+        batch = next(batches)
+        run.window.waited += time.perf_counter() - asked
+        run.stop.begin()
+        _one_step(run, batch)
+        signal_number = run.stop.agreed()
+        if run.step % log_every == 0 or number == left - 1 or signal_number:
+            _log(run, epoch)
+        if signal_number:
+            return signal_number
+    for _ in batches:  # takes the loader to the start of the next epoch
+        raise AssertionError("the loader gave more batches than its length")
+    return 0
+
+
+def _one_step(run: Run, batch: Batch) -> None:
+    rows = len(batch.labels)
+    masks = MaskDraw(run.recipe.train.seed, run.step, rows * run.layout.data_count, rows * run.layout.data_index)
+    run.window.losses.append(train_step(run.model, run.optimiser, batch.images, batch.labels, masks))
+    run.step += 1
+
+
+def _log(run: Run, epoch: int) -> None:
+    """Read the losses since the last line (the only wait for the device), and write them with rates and waits."""
+    window, count = run.window, len(run.window.losses)
+    losses = torch.stack(window.losses)
+    if run.layout.data_group is not None:
+        dist.all_reduce(losses, group=run.layout.data_group)
+    values = (losses / run.layout.data_count).tolist()
+    rate = run.optimiser.param_groups[0]["rate"]
+    _refuse_not_finite(values, run.step - count, epoch, run.schedule.rates(epoch)["weight"])
+    elapsed = time.perf_counter() - window.began
+    loss, wait = sum(values) / count, 100 * window.waited / elapsed
+    images = count * run.recipe.train.batch / elapsed
+    rate = run.schedule.rates(epoch)["weight"]
+    run.metrics.write(run.step, epoch=epoch + 1, loss_nats=loss, rate=rate, images_per_second=images, data_wait_percent=wait)
+    run.metrics.say(f"epoch {epoch + 1:3d}  step {run.step:6d}  loss {loss:7.4f}  rate {rate:g}  {images:7.1f} images/s  waiting for data {wait:4.1f} %")
+    window.epoch_loss, window.epoch_steps = window.epoch_loss + sum(values), window.epoch_steps + count
+    window.losses, window.waited, window.began = [], 0.0, time.perf_counter()
+
+
+def _refuse_not_finite(losses: list[float], first_step: int, epoch: int, rate: float) -> None:
+    for i, loss in enumerate(losses):
+        if not math.isfinite(loss):
+            raise InputError(
+                f"the loss became {loss} at step {first_step + i + 1} (epoch {epoch + 1}, rate {rate:g}); "
+                f"start again with a lower one: --set train.rate={rate / 10:g}"
+            )
+
+
+def _end_epoch(run: Run) -> None:
+    """Validate on the centre view, tell the schedule, save."""
+    epoch, window = run.train.epoch, run.window  # the loader stands at the next epoch, so `epoch` counts those done
+    chance = math.log(run.net.num_classes)
+    if window.epoch_steps and abs(window.epoch_loss / window.epoch_steps - chance) < STUCK:
+        run.metrics.say(
+            f"warning: the loss stays at ln({run.net.num_classes}) = {chance:.2f}, so nothing is learned yet; the known cure is smaller "
+            "biases: --set 'model.bias=[0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0]'"
+        )
+    best = False
+    if run.val is not None:
+        run.val.epoch = run.val.position = 0
+        began = time.perf_counter()
+        result = evaluate(run.model, run.val, run.layout)
+        best = run.schedule.validated(result.top1_error)
+        run.metrics.write(
+            run.step,
+            epoch=epoch,
+            val_top1_error_percent=100 * result.top1_error,
+            val_top5_error_percent=100 * result.top5_error,
+            val_images=result.images,
+            val_seconds=time.perf_counter() - began,
+        )
+        run.metrics.say(f"epoch {epoch:3d}  validation, centre view: {result}")
+    _save(run, best)
+
+
+def _finish(run: Run) -> None:
+    """The ten views of the paper, and the predictions of a few pictures."""
+    if run.val is None:
+        return
+    loader = validation_loader(run.shards, run.recipe, run.layout, 10, run.threads)
+    result = evaluate(run.model, loader, run.layout)
+    run.metrics.write(run.step, val_ten_view_top1_error_percent=100 * result.top1_error, val_ten_view_top5_error_percent=100 * result.top5_error)
+    run.metrics.say(f"finished   validation, ten views:   {result}")
+    if run.layout.first:
+        write_predictions(run.folder / "predictions.json", result)
+
+
+# --- putting a run together
+
+
+def _save(run: Run, best: bool) -> None:
+    """Gather the whole net and its velocities, and write a checkpoint from the first rank."""
+    net, manifest = run.net, run.train.shards.manifest
+    velocity = {name: gather_parameter(net, name, run.optimiser.velocity(p)) for name, p in net.named_parameters()}
+    model = whole_state(net)
+    if not run.layout.first:
+        return
+    content = {
+        "model": model,
+        "velocity": velocity,
+        "schedule": run.schedule.state_dict(),
+        "loader": run.train.state_dict(),
+        "metrics_bytes": run.metrics.bytes_written(),
+        "recipe": run.recipe.model_dump(mode="json"),
+        "classes": net.num_classes,
+        "classes_sha256": manifest.classes_sha256,
+    }
+    checkpoint.save(run.folder / "checkpoints", run.step, content, best)
+
+
+def _train_loader(shards: str, recipe: Recipe, layout: Layout, threads: int, epoch: int) -> ImageLoader:
+    last = recipe.data.colour_stop_epoch
+    return ImageLoader(
+        shards,
+        "train",
+        batch=recipe.train.batch,
+        augmentation=augmentation(recipe, colour=last is None or epoch < last),
+        seed=recipe.train.seed,
+        rank=layout.rank,
+        world=layout.world,
+        group=layout.columns.group,
+        device=layout.device,
+        threads=threads,
+    )
+
+
+def _parameter_groups(net: AlexNet, recipe: Recipe) -> list[dict[str, Any]]:
+    """Four groups by the names that Schedule.rates gives rates to."""
+    t, groups = recipe.train, []
+    for name in ("conv1.weight", "conv1.bias", "weight", "bias"):
+        kind = name.split(".")[-1]
+        chosen = [p for n, p in net.named_parameters() if n == name or (name == kind and n.endswith(kind) and not n.startswith("conv1."))]
+        groups.append({"name": name, "params": chosen, "weight_decay": t.weight_decay if kind == "weight" else t.bias_weight_decay})
+    return groups
+
+
+def build(folder: Path, recipe: Recipe, layout: Layout, shards: str, threads: int, resumed: dict[str, Any] | None) -> Run:
+    """A run at its beginning, or where the checkpoint `resumed` left it. Raises InputError."""
+    loader = _train_loader(shards, recipe, layout, threads, resumed["loader"]["epoch"] if resumed else 0)
+    manifest = loader.shards.manifest
+    has_val = "val" in manifest.splits and manifest.splits["val"].samples > 0
+    if not has_val and recipe.train.schedule == "plateau":
+        raise InputError(f"{shards} has no validation pictures, which schedule: plateau goes by; use --set train.schedule=fixed")
+    net = AlexNet(len(manifest.classes), recipe.model, layout.columns, seed=recipe.train.seed)
+    net.to(layout.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimiser = PaperSGD(_parameter_groups(net, recipe), recipe.train.rate, recipe.train.momentum)
+    schedule = Schedule(recipe.train)
+    resume_at = None
+    if resumed:
+        loader.load_state_dict(resumed["loader"])
+        schedule.load_state_dict(resumed["schedule"])
+        resume_at = (resumed["metrics_bytes"], resumed["step"])
+        with torch.no_grad():
+            for name, parameter in net.named_parameters():
+                parameter.copy_(own_part(net, name, resumed["model"][name]))
+                optimiser.velocity(parameter).copy_(own_part(net, name, resumed["velocity"][name]))
+    model = DistributedDataParallel(net, process_group=layout.data_group) if layout.data_group is not None else net
+    return Run(
+        folder=folder,
+        recipe=recipe,
+        layout=layout,
+        net=net,
+        model=model,
+        optimiser=optimiser,
+        schedule=schedule,
+        train=loader,
+        val=validation_loader(shards, recipe, layout, 1, threads) if has_val else None,
+        metrics=Metrics(folder if layout.first else None, resume_at),
+        stop=StopRequest(layout.control_group),
+        shards=shards,
+        threads=threads,
+        step=resumed["step"] if resumed else 0,
+    )
+
+
+def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train AlexNet on shards.")
+    parser.add_argument("--shards", default="shards", help="folder made by make_shards (default: shards/)")
+    parser.add_argument("--recipe", help="alexnet (the paper, default), alexnet-2012 (the authors' program), small, or a .yaml file")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe, such as train.rate=0.02")
+    parser.add_argument("--columns", type=int, choices=(1, 2), help="devices that share one net: 2 puts a column on each (default: 2 where there are two GPUs)")
+    parser.add_argument("--devices", type=int, help="number of devices, one process each (default: all GPUs; 1 on the CPU)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--threads", type=int, help="decoding threads a process (default: its share of the cores)")
+    parser.add_argument("--run", type=Path, help="folder of the run (default: runs/RECIPE-DATE-TIME; with --resume the newest in runs/)")
+    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    return parser.parse_args(arguments)
+
+
+def _choose_run(given: argparse.Namespace) -> tuple[Path, Recipe, dict[str, Any] | None]:
+    """Folder, recipe and checkpoint to go on from. Raises InputError."""
+    folder: Path | None = given.run
+    if given.resume:
+        if folder is None:
+            runs = sorted(Path("runs").glob("*/checkpoints"), key=lambda path: path.stat().st_mtime)
+            if not runs:
+                raise InputError("--resume, but runs/ holds no run; name its folder with --run DIR")
+            folder = runs[-1].parent
+        if given.recipe or given.set:
+            raise InputError("--resume goes on with the run's own recipe; leave --recipe and --set out, or start another --run")
+        newest = checkpoint.latest(folder / "checkpoints")
+        if newest is None:
+            raise InputError(f"{folder} has no checkpoint to go on from; start it without --resume")
+        content = checkpoint.load(newest)
+        return folder, check_recipe(content["recipe"], str(newest)), content
+    recipe = read_recipe(given.recipe or "alexnet", given.set)
+    if folder is None:
+        folder = Path("runs") / f"{Path(given.recipe or 'alexnet').stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    if checkpoint.latest(folder / "checkpoints") is not None:
+        raise InputError(f"{folder} holds a run already; go on with it by --resume, or name another --run")
+    return folder, recipe, None
+
+
+def _run_rank(given: argparse.Namespace, layout: Layout) -> int:
+    """Train as one rank, in this process."""
+    folder, recipe, resumed = _choose_run(given)
+    check_batch(recipe.train.batch, layout.world)
+    cores = max(1, len(os.sched_getaffinity(0)) // layout.local_world)
+    if layout.device.type == "cpu":
+        torch.set_num_threads(cores)
+    run = build(folder, recipe, layout, given.shards, given.threads or cores, resumed)
+    run.metrics.say(f"{folder}: {layout.describe()}; {len(run.train.shards):,} training pictures, {run.net.num_classes} classes, batch {recipe.train.batch}")
+    if resumed:
+        run.metrics.say(f"going on at epoch {run.train.epoch + 1}, image {run.train.position:,}, step {run.step}")
+    try:
+        return train(run)
+    finally:
+        run.metrics.close()
+
+
+def _train_as_launched(given: argparse.Namespace) -> int:
+    """Take this process's place among the ranks of torchrun."""
+    world = int(os.environ["WORLD_SIZE"])
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if given.device == "auto" else given.device
+    columns = given.columns or min(world, 2)
+    if world % columns:
+        raise InputError(f"{world} ranks cannot be paired as {columns} columns; use an even number, or --columns 1")
+    layout = join(columns, device)
+    try:
+        code = _run_rank(given, layout)
+    except RuntimeError as error:
+        if not lost_contact(error):
+            raise
+        print(f"rank {layout.rank}: another rank has gone", file=sys.stderr)
+        os._exit(LOST_CONTACT)  # collectives still pending would keep an orderly exit waiting
+    dist.destroy_process_group()
+    return code
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = _arguments(arguments)
+    with one_line_errors():
+        if under_launcher():
+            return _train_as_launched(given)
+        folder, recipe, _ = _choose_run(given)
+        read_manifest(Path(given.shards))  # before processes are started for nothing
+        ranks, columns, device = choose(given.devices, given.columns, given.device, recipe.train.batch)
+        if ranks == 1:
+            return _run_rank(given, Layout(device=torch.device(device)))
+        again = sys.argv[1:] if arguments is None else arguments
+        return launch(ranks, [*again, "--columns", str(columns), "--device", device, "--run", str(folder)])
+    raise AssertionError("unreachable: one_line_errors exits")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

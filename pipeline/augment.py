@@ -1,0 +1,132 @@
+"""What is done to a decoded picture, its settings and its plain form.
+
+DALI's graph (graph.py) does the same on its own threads or on the GPU; `finish` does the last part in torch, for
+pictures that crossed from another rank as uint8.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipeline.colour import ColourRule
+from pipeline.draws import Draws
+
+MeanWindow = Literal["same", "centre"]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Settings of training pictures.
+
+    crop: side of the window in pixels. mean_window: "same" subtracts the mean image over the crop's own window, mirrored
+    with it (paper); "centre" subtracts the mean's central window from every crop (the authors' program). colour and
+    sigma: see ColourStats.shift. divisor: the shifted picture is divided by it (1.1 in the authors' program).
+    window_shared_by: consecutive positions of an epoch that share one crop and flip (32 in the authors' program).
+    """
+
+    crop: int = 227
+    mean_window: MeanWindow = "same"
+    colour: ColourRule = "eigenvalue"
+    sigma: float = 0.1
+    divisor: float = 1.0
+    window_shared_by: int = 1
+
+    def plain(self) -> Augmentation:
+        """The same window and mean with neither colour noise nor division: what is used for evaluation."""
+        return Augmentation(self.crop, self.mean_window, colour="none")
+
+
+def centre_offset(size: int, crop: int) -> int:
+    """First row and column of the central window; 14 for 227 of 256."""
+    return (size - crop) // 2
+
+
+def ten_views(size: int, crop: int) -> list[tuple[int, int, bool]]:
+    """(y, x, mirrored) of the paper's ten test views (section 4.1): four corners and the centre, then their mirror images."""
+    end, middle = size - crop, centre_offset(size, crop)
+    corners = [(0, 0), (0, end), (end, 0), (end, end), (middle, middle)]
+    return [(y, x, mirrored) for mirrored in (False, True) for y, x in corners]
+
+
+def plain_batch(
+    jpegs: list[np.ndarray], draws: Draws, shift: np.ndarray, mean_image: np.ndarray, augmentation: Augmentation
+) -> tuple[np.ndarray, np.ndarray]:
+    """The plain form, one picture after the other with Pillow and NumPy.
+
+    Returns the windows as uint8 (n, crop, crop, 3), mirrored, and the finished pictures as float32 (n, 3, crop, crop)
+    in grey levels. shift: (n, 3) grey levels.
+    """
+    crop = augmentation.crop
+    windows, finished = [], []
+    for i, jpeg in enumerate(jpegs):
+        rows, columns = slice(draws.y[i], draws.y[i] + crop), slice(draws.x[i], draws.x[i] + crop)
+        step = -1 if draws.flip[i] else 1
+        window = np.asarray(Image.open(io.BytesIO(jpeg.tobytes())).convert("RGB"))[rows, columns][:, ::step]
+        if augmentation.mean_window == "same":
+            mean = mean_image[rows, columns][:, ::step]
+        else:
+            mean = central_mean(mean_image, crop)
+        windows.append(window)
+        finished.append(((window.astype(np.float32) - mean + shift[i]) / np.float32(augmentation.divisor)).transpose(2, 0, 1))
+    return np.stack(windows), np.stack(finished)
+
+
+def central_mean(mean_image: np.ndarray, crop: int) -> np.ndarray:
+    """Central (crop, crop, 3) window of the mean image."""
+    start = centre_offset(len(mean_image), crop)
+    return mean_image[start : start + crop, start : start + crop]
+
+
+def finish(
+    windows: torch.Tensor, draws: Draws, shift: torch.Tensor, mean_image: torch.Tensor, augmentation: Augmentation
+) -> torch.Tensor:
+    """Mean subtraction and colour shift of pictures that are cropped and mirrored already.
+
+    windows: (n, crop, crop, 3) uint8; shift: (n, 3) grey levels; mean_image: (size, size, 3) float32; all on one device.
+    Returns (n, 3, crop, crop) float32 in grey levels, channels last in memory.
+    """
+    means = _mean_windows(mean_image, draws, augmentation)
+    if windows.device.type == "cpu":  # picture by picture stays in the cache; whole batches cost ten times as much
+        pictures = torch.empty(windows.shape, dtype=torch.float32)
+        for window, mean, colour, picture in zip(windows, means, shift, pictures, strict=True):
+            torch.sub(window, mean, out=picture).add_(colour)
+    else:
+        pictures = windows.to(torch.float32).sub_(torch.stack(means)).add_(shift[:, None, None, :])
+    if augmentation.divisor != 1.0:
+        pictures.div_(augmentation.divisor)
+    return pictures.permute(0, 3, 1, 2)
+
+
+def _mean_windows(mean_image: torch.Tensor, draws: Draws, augmentation: Augmentation) -> list[torch.Tensor]:
+    """For each sample, a view of the mean image: over its window and mirrored with it, or the central one."""
+    size, crop = len(mean_image), augmentation.crop
+    if augmentation.mean_window == "centre":
+        start = centre_offset(size, crop)
+        return [mean_image[start : start + crop, start : start + crop]] * len(draws.x)
+    mirrored = mean_image.flip(1)  # in it, the window that starts at x starts at size - crop - x
+    views = []
+    for x, y, flip in zip(draws.x.tolist(), draws.y.tolist(), draws.flip.tolist(), strict=True):
+        image, left = (mirrored, size - crop - x) if flip else (mean_image, x)
+        views.append(image[y : y + crop, left : left + crop])
+    return views
+
+
+def cut_ten_views(pictures: torch.Tensor, mean_image: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
+    """The ten views of whole pictures, mean subtracted.
+
+    pictures: (n, size, size, 3) uint8. Returns (n, 10, 3, crop, crop) float32 in grey levels.
+    """
+    count, size, crop = len(pictures), pictures.shape[1], augmentation.crop
+    no_shift = torch.zeros(count, 3, device=pictures.device)
+    views = []
+    for y, x, mirrored in ten_views(size, crop):
+        window = pictures[:, y : y + crop, x : x + crop]
+        draws = Draws(np.full(count, x), np.full(count, y), np.full(count, mirrored), np.zeros((count, 3)))
+        views.append(finish(window.flip(2) if mirrored else window, draws, no_shift, mean_image, augmentation))
+    return torch.stack(views, dim=1)

@@ -1,0 +1,113 @@
+"""Colour statistics of the training set, and the colour shift of the paper (section 4.1, "Fancy PCA")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.atomic import atomic_file
+from pipeline.errors import InputError
+
+STATISTICS_NAME, MEAN_NAME = "pca.json", "mean.npy"
+ColourRule = Literal["eigenvalue", "stddev", "none"]
+
+_Three = tuple[float, float, float]
+
+
+class Statistics(BaseModel):
+    """pca.json. All numbers are of pixels as value / 255 * pixel_scale; rows of eigenvectors belong to eigenvalues in order, RGB."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pixel_scale: float = Field(gt=0)  # 1.0: pixels of [0, 1]; 255.0: of 0..255. Without it the file is refused
+    mean: _Three
+    covariance: tuple[_Three, _Three, _Three]
+    eigenvalues: _Three
+    stddevs: _Three
+    eigenvectors: tuple[_Three, _Three, _Three]
+    pixels: int = Field(gt=0)
+    images: int = Field(gt=0)
+    manifest_sha256: str
+
+
+@dataclass(frozen=True)
+class ColourStats:
+    """Statistics and the mean image: (size, size, 3) float32, 0..255."""
+
+    statistics: Statistics
+    mean_image: np.ndarray
+
+    def shift(self, normals: np.ndarray, rule: ColourRule, sigma: float) -> np.ndarray:
+        """What is added to every pixel of each picture: (n, 3) float32 in grey levels of 0..255, RGB.
+
+        normals: (n, 3) draws of N(0, 1); alpha_i = sigma * normal_i. With p_i, l_i of pixels in [0, 1]:
+        "eigenvalue": sum_i alpha_i l_i p_i (paper, section 4.1); "stddev": sum_i alpha_i sqrt(l_i) p_i (the authors'
+        program). Neither depends on the scale of the pixels that the statistics were taken on.
+        """
+        if rule == "none":
+            return np.zeros((len(normals), 3), dtype=np.float32)
+        scale = self.statistics.pixel_scale
+        if rule == "eigenvalue":
+            size = np.asarray(self.statistics.eigenvalues) / scale**2
+        else:
+            size = np.asarray(self.statistics.stddevs) / scale
+        return (255.0 * sigma * (normals * size) @ np.asarray(self.statistics.eigenvectors)).astype(np.float32)
+
+
+def statistics_of(count: int, total: np.ndarray, products: np.ndarray, images: int, manifest_sha256: str) -> Statistics:
+    """Statistics on [0, 1] from exact integer sums over pixels 0..255: total (3,) and products (3, 3) = sum of x x^T.
+
+    The covariance is taken over integers before the only division, so nothing cancels: (n * products - total total^T) / n^2.
+    """
+    total_int = [int(value) for value in total]
+    covariance = np.empty((3, 3))
+    for i in range(3):
+        for j in range(3):
+            covariance[i, j] = (count * int(products[i, j]) - total_int[i] * total_int[j]) / (count * count * 255 * 255)
+    eigenvalues, columns = np.linalg.eigh(covariance)
+    eigenvalues, vectors = np.maximum(eigenvalues[::-1], 0.0), columns.T[::-1]
+    largest = vectors[np.arange(3), np.abs(vectors).argmax(axis=1)]
+    vectors = vectors * np.sign(largest)[:, None]  # an eigenvector's sign is free: fix it, so that files can be compared
+    return Statistics(
+        pixel_scale=1.0,
+        mean=[value / (count * 255) for value in total_int],  # type: ignore[arg-type]
+        covariance=covariance.tolist(),  # type: ignore[arg-type]
+        eigenvalues=eigenvalues.tolist(),  # type: ignore[arg-type]
+        stddevs=np.sqrt(eigenvalues).tolist(),  # type: ignore[arg-type]
+        eigenvectors=vectors.tolist(),  # type: ignore[arg-type]
+        pixels=count,
+        images=images,
+        manifest_sha256=manifest_sha256,
+    )
+
+
+def write_colour_stats(folder: Path, stats: ColourStats) -> None:
+    """Write mean.npy, then pca.json, which names the shards it belongs to and so is the last word."""
+    with atomic_file(folder / MEAN_NAME) as file:
+        np.save(file, stats.mean_image)
+    with atomic_file(folder / STATISTICS_NAME, "w") as file:
+        file.write(stats.statistics.model_dump_json(indent=1) + "\n")
+
+
+def read_colour_stats(folder: Path, manifest_sha256: str, size: int) -> ColourStats:
+    """The statistics beside the shards; refused when missing, without units, of other shards, or of another size. Raises InputError."""
+    path, remedy = folder / STATISTICS_NAME, f"run: python tools/compute_pca.py --shards {folder}"
+    try:
+        statistics = Statistics.model_validate_json(path.read_bytes())
+        mean = np.load(folder / MEAN_NAME, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename} is missing: the shards have no colour statistics yet; {remedy}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; {remedy}") from None
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{folder / MEAN_NAME}: {error}; {remedy}") from None
+    if statistics.manifest_sha256 != manifest_sha256:
+        raise InputError(f"{path} was computed from other shards than those in {folder}; {remedy}")
+    if mean.shape != (size, size, 3) or mean.dtype != np.float32 or not np.isfinite(mean).all():
+        raise InputError(f"{folder / MEAN_NAME} is {mean.dtype} {mean.shape}, not a finite float32 ({size}, {size}, 3); {remedy}")
+    return ColourStats(statistics, mean)

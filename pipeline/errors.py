@@ -1,0 +1,31 @@
+"""What a user did wrong, in one line."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class InputError(ValueError):
+    """Something given by the user cannot be used. The message is one line: what, why, what to do."""
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn a user's mistake, or a full or unreadable disk, into one line on stderr and exit code 2.
+
+    Everything else is a fault of ours and keeps its traceback.
+    """
+    try:
+        yield
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.EFBIG):
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror}{where}; free space or choose another folder, then run the same command again", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,371 @@
+"""Batches of one split, in our order and with our draws, decoded by DALI on threads of its own."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from pipeline.augment import Augmentation, centre_offset, cut_ten_views, finish
+from pipeline.colour import read_colour_stats
+from pipeline.decode_fault import bad_picture
+from pipeline.draws import Draws, draw, fixed
+from pipeline.errors import InputError
+from pipeline.graph import Fed, Out, build_graph
+from pipeline.order import order
+from pipeline.shards import ShardSet
+
+Views = Literal["train", "centre", "ten"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """images: float32 grey levels, mean subtracted, RGB, (n, 3, crop, crop), or (n, 10, 3, crop, crop) for ten views.
+
+    labels, ids: (n,) int64; an id is the sample's number in its split. All on the loader's device but the ids (CPU).
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    ids: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What this rank decoded of a batch; images is None where its share of a last batch is empty."""
+
+    images: torch.Tensor | None
+    labels: np.ndarray
+    ids: np.ndarray
+    draws: Draws
+    shift: np.ndarray
+
+
+class ImageLoader:
+    """Batches of a split of a shard folder.
+
+    shards: folder made by make_shards, with its colour statistics. split: "train" or "val". batch: images a step over
+    ALL ranks. views: "train" (permuted order, random crop, flip and colour; N // batch steps an epoch, the N % batch
+    samples left over are others in every epoch), "centre" or "ten" (stored order, every sample exactly once, the last
+    batch short). rank, world: who of how many decodes; rank r takes the r-th of `world` equal parts of each batch.
+    group: ranks that all need the same images (the two columns of the net) as a torch.distributed group of neighbouring
+    ranks: each decodes its own part, and they exchange uint8 windows, so no image is decoded twice; every rank of it gets
+    the parts of all. device: "cpu" or "cuda[:k]". threads: DALI's decoding threads. prefetch: batches decoded ahead.
+
+    Raises InputError for shards that cannot be trusted, and for a batch that does not divide over the ranks.
+    """
+
+    def __init__(
+        self,
+        shards: str | Path,
+        split: Literal["train", "val"],
+        *,
+        batch: int,
+        views: Views = "train",
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        epoch: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        group: dist.ProcessGroup | None = None,
+        device: str | torch.device = "cpu",
+        threads: int | None = None,
+        prefetch: int = 2,
+    ) -> None:
+        augmentation = augmentation or Augmentation()
+        self.shards = ShardSet(shards, split)
+        size = self.shards.manifest.settings.size
+        stats = read_colour_stats(self.shards.folder, self.shards.digest, size)
+        _check(self.shards, batch, augmentation.crop, size, views, world)
+        self.augmentation = augmentation if views == "train" else augmentation.plain()
+        self.batch, self.views, self.seed, self.epoch, self.position = batch, views, seed, epoch, 0
+        self.rank, self.world, self.group = rank, world, group
+        self.device = torch.device(device)
+        self._prefetch = prefetch
+        self._stats, self._size = stats, size
+        self._mean = torch.from_numpy(stats.mean_image).to(self.device)
+        # Ten views are cut from the whole picture, and what crosses between ranks crosses as uint8.
+        self._out: Out = "uint8" if group is not None or views == "ten" else "float32"
+        graph_crop = size if views == "ten" else augmentation.crop
+        self._feeder = _Feeder(self)
+        self._pipe = build_graph(
+            self._feeder.feed,
+            out=self._out,
+            augmentation=Augmentation(**{**vars(self.augmentation), "crop": graph_crop}),
+            mean_image=stats.mean_image,
+            batch=-(-batch // world),
+            threads=threads or os.cpu_count() or 1,
+            device=self.device.type,
+            device_id=None if self.device.type == "cpu" else self.device.index or 0,
+            prefetch=prefetch,
+        )
+
+    def __len__(self) -> int:
+        """Batches from the present position to the end of the epoch."""
+        return len(self._starts())
+
+    def _starts(self) -> range:
+        """Position of the first sample of every batch still to come."""
+        count = len(self.shards)
+        stop = count - self.batch + 1 if self.views == "train" else count
+        return range(self.position, stop, self.batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch starts: {epoch, position (samples consumed over all ranks), seed, digest of the shard set}."""
+        return {"epoch": self.epoch, "position": self.position, "seed": self.seed, "digest": self.shards.digest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at the very next image; ranks and batch may differ from those that wrote the state. Raises InputError."""
+        if state["digest"] != self.shards.digest:
+            raise InputError(f"{self.shards.folder} is another shard set than the one this run was trained on; give the folder it was started with")
+        if state["seed"] != self.seed:
+            raise InputError(f"the run was started with seed {state['seed']}, not {self.seed}; keep the seed to go on in the same order")
+        self.epoch, self.position = state["epoch"], state["position"]
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches left of this epoch; when all are taken, the loader stands at the start of the next epoch."""
+        ahead: queue.Queue[_Part | BaseException] = queue.Queue(self._prefetch)
+        stop = threading.Event()
+        producer = threading.Thread(target=self._produce, args=(ahead, stop), daemon=True, name="image-loader")
+        producer.start()
+        crossing: deque[_Crossing] = deque()
+        try:
+            for start in self._starts():
+                # While a batch is trained on, the next one crosses between the ranks of the group.
+                while len(crossing) < 2 and start + len(crossing) * self.batch in self._starts():
+                    crossing.append(self._cross(_taken(ahead)))
+                batch = self._complete(crossing.popleft().wait())
+                self.position = start + self.batch
+                yield batch
+            self.epoch, self.position = self.epoch + 1, 0
+        finally:
+            for left in crossing:  # every rank of the group has begun it, so it ends
+                left.wait()
+            stop.set()
+            while producer.is_alive():  # it may wait for room in the queue
+                try:
+                    ahead.get(timeout=0.02)
+                except queue.Empty:
+                    continue
+            producer.join()
+
+    def _produce(self, ahead: queue.Queue, stop: threading.Event) -> None:
+        """Thread: run DALI through the epoch and put this rank's parts into the queue; an error goes in as itself."""
+        try:
+            self._feeder.begin(self._starts())
+            for _ in self._starts():
+                if stop.is_set():
+                    break
+                ahead.put(self._next_part())
+        except BaseException as error:  # noqa: BLE001 - handed to the consumer, who raises it
+            ahead.put(error)
+        finally:
+            self._feeder.drain(self._pipe)
+
+    def _next_part(self) -> _Part:
+        if self._feeder.next_is_empty():
+            return self._feeder.take(None)
+        try:
+            (output,) = self._pipe.run()
+        except RuntimeError as error:
+            raise bad_picture(self.shards, self._feeder.oldest_ids(), error) from None
+        return self._feeder.take(_to_torch(output, self.device))
+
+    def _cross(self, part: _Part) -> _Crossing:
+        """Begin to exchange a part with the ranks of the group; without a group there is nothing to exchange."""
+        if self.group is None:
+            return _Crossing(part)
+        return _Crossing(part, self.group, self.device, -(-self.batch // self.world), self._window_shape())
+
+    def _complete(self, part: _Part) -> Batch:
+        """From all parts of the group to its batch, finished, on the device."""
+        images = part.images
+        if images is None:
+            images = torch.zeros((0, *self._window_shape()), dtype=torch.uint8, device=self.device)
+        if self.views == "ten":
+            images = cut_ten_views(images, self._mean, self.augmentation)
+        elif images.dtype == torch.uint8:
+            shift = torch.from_numpy(part.shift).to(self.device)
+            images = finish(images, part.draws, shift, self._mean, self.augmentation)
+        return Batch(images, torch.from_numpy(part.labels).to(self.device), torch.from_numpy(part.ids))
+
+    def _window_shape(self) -> tuple[int, int, int]:
+        side = self._size if self.views == "ten" else self.augmentation.crop
+        return side, side, 3
+
+    def draws_of(self, ids: np.ndarray, positions: np.ndarray) -> tuple[Draws, np.ndarray]:
+        """Draws and colour shift, (n, 3) float32 grey levels, of samples that stand at `positions` of the present epoch."""
+        a, last = self.augmentation, self._size - self.augmentation.crop
+        if self.views == "ten":
+            draws = fixed(len(ids), 0, 0)
+        elif self.views == "centre":
+            middle = centre_offset(self._size, a.crop)
+            draws = fixed(len(ids), middle, middle)
+        else:
+            draws = draw(self.seed, self.epoch, ids, last + 1)
+            if a.window_shared_by > 1:
+                shared = draw(self.seed, self.epoch, positions // a.window_shared_by, last + 1)
+                draws = Draws(shared.x, shared.y, shared.flip, draws.normals)
+        return draws, self._stats.shift(draws.normals, a.colour, a.sigma)
+
+
+class _Feeder:
+    """What DALI asks for next. DALI takes batches ahead of giving results; `taken` holds those whose result is still to come."""
+
+    def __init__(self, loader: ImageLoader) -> None:
+        self._loader = loader
+        self._starts: deque[int] = deque()
+        self._taken: deque[_Part] = deque()
+        self._order = np.empty(0, np.int64)
+
+    def begin(self, starts: range) -> None:
+        loader = self._loader
+        count = len(loader.shards)
+        self._order = order(loader.seed, loader.epoch, count) if loader.views == "train" else np.arange(count)
+        self._starts = deque(starts)
+        self._taken.clear()
+
+    def _positions(self, start: int) -> np.ndarray:
+        """This rank's part of the batch that starts at `start`."""
+        loader = self._loader
+        rows = min(loader.batch, len(loader.shards) - start)
+        first, end = (rows * r // loader.world for r in (loader.rank, loader.rank + 1))
+        return np.arange(start + first, start + end)
+
+    def next_is_empty(self) -> bool:
+        """Whether the next result is a share of no images at all, which DALI must not be asked for."""
+        return not self._taken and bool(self._starts) and len(self._positions(self._starts[0])) == 0
+
+    def feed(self) -> Fed:
+        """DALI's callback: read and draw the next batch."""
+        if not self._starts or len(self._positions(self._starts[0])) == 0:
+            raise StopIteration
+        positions = self._positions(self._starts[0])
+        part, jpegs = self._read(positions)
+        self._starts.popleft()
+        self._taken.append(part)
+        return Fed(jpegs, part.draws, part.shift)
+
+    def _read(self, positions: np.ndarray) -> tuple[_Part, list[np.ndarray]]:
+        ids = self._order[positions]
+        draws, shift = self._loader.draws_of(ids, positions)
+        samples = [self._loader.shards.read(int(i)) for i in ids]
+        labels = np.array([label for _, label in samples], dtype=np.int64)
+        return _Part(None, labels, ids, draws, shift), [jpeg for jpeg, _ in samples]
+
+    def oldest_ids(self) -> np.ndarray:
+        """Ids of the batch whose result comes next."""
+        return self._taken[0].ids
+
+    def take(self, images: torch.Tensor | None) -> _Part:
+        """Join the next result with what was fed for it."""
+        if images is None:
+            part, _ = self._read(self._positions(self._starts.popleft()))
+            return part
+        part = self._taken.popleft()
+        return _Part(images, part.labels, part.ids, part.draws, part.shift)
+
+    def drain(self, pipe: Any) -> None:
+        """Empty DALI's queue, so that the next pass starts with its own first batch."""
+        self._starts.clear()
+        while True:
+            try:
+                pipe.run()
+            except StopIteration:
+                break
+            except RuntimeError:  # a picture that cannot be decoded, in a batch that nobody wants any more
+                continue
+        pipe.reset()
+
+
+def _check(shards: ShardSet, batch: int, crop: int, size: int, views: Views, world: int) -> None:
+    if crop > size:
+        raise InputError(f"a {crop} crop does not fit the {size} pixels of {shards.folder}; use a smaller input or shards of a larger --size")
+    if batch < world:
+        raise InputError(f"batch {batch} is smaller than the {world} ranks that share it; use a batch of at least {world} or fewer devices")
+    if views == "train" and batch % world:
+        raise InputError(f"batch {batch} does not divide over {world} ranks; the nearest that does is {max(1, round(batch / world)) * world}")
+    if views == "train" and batch > len(shards):
+        raise InputError(f"batch {batch} is larger than the {len(shards)} samples of {shards.folder} ({shards.split}); use a smaller batch")
+
+
+def _to_torch(output: Any, device: torch.device) -> torch.Tensor:
+    """DALI's batch as a tensor that may be kept: DALI reuses the memory only when the tensor is gone (CPU), or it is a copy (GPU)."""
+    if device.type == "cpu":
+        return torch.from_dlpack(output.as_tensor())
+    with torch.cuda.device(device):
+        view = torch.from_dlpack(output.as_tensor())
+        copy = view.clone()
+        # DALI reuses its memory once the view is gone and does not know torch's streams: the copy must have ended.
+        torch.cuda.current_stream().synchronize()
+    return copy
+
+
+def _taken(ahead: queue.Queue[_Part | BaseException]) -> _Part:
+    part = ahead.get()
+    if isinstance(part, BaseException):
+        raise part
+    return part
+
+
+class _Crossing:
+    """All-gather of the parts of a group, in rank order, begun and waited for apart.
+
+    Shares of a last batch differ in length, so they cross padded to `most` rows.
+    """
+
+    def __init__(
+        self,
+        part: _Part,
+        group: dist.ProcessGroup | None = None,
+        device: torch.device | None = None,
+        most: int = 0,
+        shape: tuple[int, int, int] = (0, 0, 3),
+    ) -> None:
+        self._part, self._works = part, list[Any]()
+        if group is None:
+            return
+        images = torch.empty((most, *shape), dtype=torch.uint8, device=device)
+        if part.images is not None:
+            images[: len(part.images)] = part.images
+        numbers = _pack(part, most).to(images.device)
+        self._images = [torch.empty_like(images) for _ in range(group.size())]
+        self._numbers = [torch.empty_like(numbers) for _ in range(group.size())]
+        for all_parts, mine in ((self._images, images), (self._numbers, numbers)):
+            self._works.append(dist.all_gather(all_parts, mine, group=group, async_op=True))
+
+    def wait(self) -> _Part:
+        if not self._works:
+            return self._part
+        for work in self._works:
+            work.wait()
+        self._works = []
+        self._part = _unpack(torch.cat(self._images), torch.cat(self._numbers).cpu().numpy())
+        return self._part
+
+
+def _pack(part: _Part, most: int) -> torch.Tensor:
+    """(most, 9) float64: id, label, x, y, flip, 3 shifts, and 1 where the row is a sample. Integers below 2^53 are exact."""
+    d = part.draws
+    rows = np.column_stack((part.ids, part.labels, d.x, d.y, d.flip, part.shift, np.ones(len(part.ids))))
+    numbers = torch.zeros((most, 9), dtype=torch.float64)
+    numbers[: len(rows)] = torch.from_numpy(rows.astype(np.float64))
+    return numbers
+
+
+def _unpack(images: torch.Tensor, numbers: np.ndarray) -> _Part:
+    real = numbers[:, 8] == 1.0
+    if not real.all():
+        images = images[torch.from_numpy(real).to(images.device)]
+    n = numbers[real]
+    draws = Draws(n[:, 2].astype(np.int64), n[:, 3].astype(np.int64), n[:, 4].astype(bool), np.zeros((len(n), 3)))
+    return _Part(images, n[:, 1].astype(np.int64), n[:, 0].astype(np.int64), draws, n[:, 5:8].astype(np.float32))

@@ -1,0 +1,132 @@
+"""manifest.json: what a folder of shards holds. It is written last, so a folder that has one is complete."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.atomic import atomic_file
+from pipeline.errors import InputError
+
+FORMAT_VERSION = 1
+NAME = "manifest.json"
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Settings(_Strict):
+    """How the pictures were made. size: pixels a side; quality: of the JPEG, 1..95; shard_size: samples planned a shard."""
+
+    size: int = Field(ge=16, le=1024)
+    quality: int = Field(ge=1, le=95)
+    subsampling: Literal["4:2:0"] = "4:2:0"
+    resize: Literal["bicubic"] = "bicubic"
+    exif_orientation: Literal["ignored"] = "ignored"
+    shard_size: int = Field(ge=1)
+    seed: int = Field(ge=0, lt=2**64)
+
+
+class Source(_Strict):
+    """Where the pictures came from. sha256 is over the listing (name, class, bytes of every file), not over contents."""
+
+    kind: Literal["ilsvrc2012-archives", "class-folders"]
+    sha256: Sha256
+
+
+class ClassEntry(_Strict):
+    """One class. index: the label, by sorted wnid; ilsvrc_id: 1-based number in the devkit's order, None without a devkit."""
+
+    index: int = Field(ge=0)
+    wnid: str
+    ilsvrc_id: int | None
+    words: str
+
+
+class Shard(_Strict):
+    name: str = Field(pattern=r"^(train|val)-[0-9]{6}\.tar$")  # never a path
+    samples: int = Field(ge=1)
+    bytes: int = Field(ge=1)
+    sha256: Sha256
+
+
+class Split(_Strict):
+    samples: int = Field(ge=0)
+    shards: tuple[Shard, ...]
+
+    @model_validator(mode="after")
+    def _counts_agree(self) -> Split:
+        if self.samples != sum(shard.samples for shard in self.shards):
+            raise ValueError("samples is not the sum over its shards")
+        return self
+
+
+class Rejected(_Strict):
+    """A source file that is in no shard. name: as in the source; reason: the decoder's words."""
+
+    split: Literal["train", "val"]
+    name: str
+    reason: str
+
+
+class Manifest(_Strict):
+    format_version: Literal[1]
+    settings: Settings
+    source: Source
+    classes: tuple[ClassEntry, ...]
+    classes_sha256: Sha256
+    splits: dict[Literal["train", "val"], Split]
+    rejected: tuple[Rejected, ...]
+
+    @model_validator(mode="after")
+    def _classes_agree(self) -> Manifest:
+        if [entry.index for entry in self.classes] != list(range(len(self.classes))):
+            raise ValueError("classes are not numbered 0, 1, 2, ...")
+        if self.classes_sha256 != classes_digest(self.classes):
+            raise ValueError("the class table does not have the SHA-256 that stands beside it")
+        return self
+
+
+def classes_digest(classes: tuple[ClassEntry, ...]) -> str:
+    """SHA-256 of the class table: its wnids in index order, one per line."""
+    return hashlib.sha256("".join(f"{entry.wnid}\n" for entry in classes).encode()).hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    with atomic_file(folder / NAME, "w") as file:
+        json.dump(manifest.model_dump(), file, indent=1)
+        file.write("\n")
+
+
+def read_manifest(folder: Path) -> tuple[Manifest, str]:
+    """The manifest of `folder` and the SHA-256 of the file, which names this set of shards everywhere.
+
+    Raises InputError when the folder is not a finished set of shards or the manifest is damaged.
+    """
+    path = folder / NAME
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(_not_shards(folder)) from None
+    try:
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        raise InputError(f"{path}: {where}: {first['msg']}; make the shards again with tools/make_shards.py") from None
+    return manifest, hashlib.sha256(content).hexdigest()
+
+
+def _not_shards(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"{folder} is not a folder; make shards with: python tools/make_shards.py --source DIR --out {folder}"
+    if any(folder.glob("*.tar")):
+        return f"{folder} has tars but no {NAME}: make_shards was stopped before its end; run the same make_shards command again"
+    return f"{folder} holds no shards ({NAME} is missing); make them with: python tools/make_shards.py --source DIR --out {folder}"

@@ -1,0 +1,305 @@
+#!/usr/bin/env python3
+"""Draw a small, seeded look-alike of ILSVRC2012 in the official archive layout.
+
+Classes differ by structure only; colour, light and contrast come from one distribution. Odd pictures, as the real set
+has them: walk the training pictures in rounds (the first of every class by ILSVRC2012_ID, then the second of every
+class, ...); the first six are ODDITIES, in that order (fewer where fewer fit). The first validation picture is grey.
+"""
+import argparse
+import gzip
+import io
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+import scipy.io
+from PIL import Image, ImageDraw, ImageFilter
+from tqdm import tqdm
+
+Rng = np.random.Generator
+Plane = npt.NDArray[np.float32]
+Job = tuple[int, int, int, int, str, int, str]  # seed, split, class, index, words, side, oddity
+VERSION = 1  # raise when the drawing changes, so that old archives are not taken for new
+DEVKIT, RECORD = "ILSVRC2012_devkit_t12", "lookalike.json"
+ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", f"{DEVKIT}.tar.gz")
+ODDITIES = ("png", "cmyk", "grey", "turned", "huge", "progressive")
+TRAIN, VAL, NUMBERS, PLAN = range(4)  # second word of every seed
+
+
+class LookalikeError(Exception):
+    """Something the user can put right; its text is one line."""
+
+
+def between(rng: Rng, low: float, high: float) -> float:
+    """One number, log-uniform, as scales vary by ratio."""
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+
+def plane(rng: Rng, w: int, h: int, tilt: float) -> tuple[Plane, Plane]:
+    """Two (h, w) float32 coordinates, unit = short side, 0 near the centre; turned by up to tilt, sheared and bent."""
+    x, y = (((np.arange(n) - n / 2) / min(w, h) + rng.uniform(-0.12, 0.12)).astype(np.float32) for n in (w, h))
+    # every draw is symmetric in sign, so that no kind prefers a handedness
+    turn = np.exp(1j * rng.uniform(-tilt, tilt)).astype(np.complex64)
+    hilly = Image.fromarray(rng.standard_normal((4, 4), dtype=np.float32) * rng.uniform(0, 0.03))
+    bend = np.asarray(hilly.resize((w, h), Image.Resampling.BICUBIC))
+    u, v = turn.real * x + (turn.imag * y)[:, None] + bend, (turn.real * y)[:, None] - turn.imag * x
+    return u, v + float(rng.uniform(-0.15, 0.15)) * u
+
+
+def draw_waves(kind: str, rng: Rng, w: int, h: int) -> Plane:
+    """Kinds that are one formula over the plane; see KINDS."""
+    x, y = plane(rng, w, h, 0.1 if kind == "hills" else np.pi)
+    turn, squash = 6.283 / between(rng, 0.08, 0.2), between(rng, 0.78, 1.28)
+    phase, shift = rng.uniform(0, 6.283, 25).tolist(), rng.uniform(-0.35, 0.35)
+    if kind == "stripes":
+        wave = np.sin(x * turn)
+    elif kind == "target":
+        wave = np.sin(np.hypot(x, y * squash) * turn + phase[0])
+    elif kind == "sunburst":
+        wave = np.sin(np.arctan2(y, x * squash) * int(rng.integers(7, 19)) + phase[0])
+    elif kind == "checkerboard":
+        wave = np.sin(x * (turn * 0.6)) * np.sin(y * (turn * squash * 0.6)) * 2 + shift  # takes the shift back
+    elif kind == "zigzag":
+        tooth = between(rng, 0.18, 0.4)
+        wave = np.sin((y + np.abs((x / tooth) % 1 - 0.5) * (tooth * 2 * squash)) * turn)
+    elif kind == "labyrinth":  # waves of one length in all directions, cut near the middle
+        wave = np.full_like(x, shift * 0.8)
+        for way, start in enumerate(phase[:12]):
+            angle = phase[12] + way * np.pi / 12
+            wave += np.cos(x * float(turn * np.cos(angle)) + y * float(turn * np.sin(angle)) + start) * 0.5
+    else:  # hills under a sky, each ridge of another tone than the one behind it
+        wave, bases = np.zeros_like(x), np.linspace(rng.uniform(-0.28, -0.05), rng.uniform(0.15, 0.35), rng.integers(2, 5))
+        for i, base in enumerate(bases):
+            octaves = [rng.uniform(0.02, 0.07) / n * np.sin(x[0] * (4.5 * 1.8**n) + phase[5 * i + n]) for n in range(1, 6)]
+            wave += ((0.35 if i % 2 else 1.0) - wave) * np.clip((y - float(base) - sum(octaves)) * min(w, h), 0, 1)
+        return wave
+    return (wave - shift) * between(rng, 0.7, 5) + 0.5
+
+
+def draw_tiles(kind: str, rng: Rng, w: int, h: int) -> Plane:
+    """Bricks in their joints; or spots, hoops or stars, one in each tile, moved a little from its middle."""
+    bricks, stars = kind == "brick wall", kind == "stars"
+    (x, y), ratio = plane(rng, w, h, np.pi), float(rng.uniform(1.9, 2.8)) if bricks else 1.0
+    high = between(rng, 0.25, 0.45) if stars else between(rng, 0.08, 0.16) if bricks else between(rng, 0.12, 0.26)
+    row, along = np.floor(y / high), x / (high * ratio) + np.floor(y / high) % 2 / 2
+    luck = np.sin(row * 12.9 + np.floor(along) * 78.2) * 437.5 % 1  # each tile its own
+    across, down = (along % 1 - 0.5) * ratio, y / high - row - 0.5  # from the middle, in tile heights
+    if bricks:
+        joint = np.minimum(0.5 - np.abs(down), ratio / 2 - np.abs(across))
+        return np.clip((joint - rng.uniform(0.05, 0.11)) * 18, 0, 1) * (1 - 0.4 * luck)
+    across, down = across + 0.12 * np.cos(luck * 6.283), down + 0.12 * np.sin(luck * 6.283)
+    radius, size = np.hypot(across, down), rng.uniform(0.29, 0.35) - luck * 0.06
+    if stars:  # 4 to 7 points
+        size = 0.13 + 0.25 * np.abs((np.arctan2(down, across) / 6.2832 + luck * 7) * int(rng.integers(4, 8)) % 1 * 2 - 1) ** 1.3
+    edge = np.abs(radius - size + 0.06) - 0.06 if kind == "hoops" else radius - size
+    return 0.5 - edge * (high * min(w, h) * 0.8)
+
+
+def draw_tree(kind: str, rng: Rng, w: int, h: int) -> Plane:
+    """One bare tree in the middle, sometimes others beside it."""
+    sheet, s = Image.new("L", (2 * w, 2 * h)), 2 * min(w, h)  # drawn double, for smooth edges
+    pen, spread, shrink = ImageDraw.Draw(sheet), rng.uniform(0.35, 0.7), rng.uniform(0.72, 0.8)
+    for place in (0.0, -0.7, 0.7)[:int(rng.integers(1, 4))]:
+        twigs = [(w + s * (place + rng.uniform(-0.12, 0.12)), h + s * rng.uniform(0.4, 0.55), rng.uniform(-0.2, 0.2),
+                  s * rng.uniform(0.2, 0.28), s * between(rng, 0.04, 0.07))]
+        for x, y, lean, length, width in twigs:  # grows while it is walked
+            tip = x + length * np.sin(lean), y - length * np.cos(lean)
+            pen.line((x, y, *tip), fill=255, width=max(2, round(width)))
+            for turn in (-spread, spread) if len(twigs) < 255 else ():
+                way, reach = lean + turn * rng.uniform(0.5, 1.3), length * shrink * rng.uniform(0.85, 1.1)
+                twigs.append((*tip, way, reach, width * 0.74))
+    return np.asarray(sheet.reduce(2), np.float32) / 255
+
+
+# words of the class, of which the first names the kind, and what draws it:
+# (kind, rng, width, height) to (h, w) float32, 0 and below ground, 1 and above ink
+KINDS: dict[str, Callable[[str, Rng, int, int], Plane]] = {
+    "stripes, straight grating": draw_waves, "target, concentric rings": draw_waves, "spots, polka dots": draw_tiles,
+    "brick wall, masonry": draw_tiles, "bare tree, branches": draw_tree, "labyrinth, winding paths": draw_waves,
+    "sunburst, rays": draw_waves, "checkerboard, chequer": draw_waves, "hills, skyline": draw_waves,
+    "stars, asterisks": draw_tiles, "hoops, open circles": draw_tiles, "zigzag, chevron": draw_waves}
+
+
+def cloth(rng: Rng, w: int, h: int, colour: npt.NDArray[np.float64]) -> Image.Image:
+    """A blotchy RGB surface about `colour`, coarse or fine."""
+    cells = int(between(rng, 3, 48))
+    grid = colour + rng.standard_normal((cells, cells, 3)) * rng.uniform(4, 32)
+    return Image.fromarray(np.clip(grid, 0, 255).astype(np.uint8)).resize((w, h), Image.Resampling.BICUBIC)
+
+
+def paint(rng: Rng, words: str, w: int, h: int) -> Image.Image:
+    """The picture in RGB: ink on ground, stray blots, slanting light, blur and noise."""
+    mask = Image.fromarray((np.clip(KINDS[words](words.split(",")[0], rng, w, h), 0, 1) * 255).astype(np.uint8))
+    ground = ink = np.zeros(3)
+    while abs(ground.mean() - ink.mean()) < 65:
+        ground, ink = rng.uniform(20, 235, (2, 3))
+    picture = Image.composite(cloth(rng, w, h, ink), cloth(rng, w, h, ground), mask)
+    for _ in range(rng.integers(0, 4)):
+        x, y, rx, ry = rng.uniform((0, 0, 0.04, 0.04), (w / h, 1, 0.13, 0.13)) * h
+        ImageDraw.Draw(picture).ellipse((x - rx, y - ry, x + rx, y + ry), tuple(rng.integers(0, 256, 3).tolist()))
+    if rng.random() < 0.35:
+        picture = picture.filter(ImageFilter.BoxBlur(rng.uniform(0.3, 4) * min(w, h) / 375))
+    slope = rng.uniform(-0.3, 0.3, 2)
+    light = 1 + np.linspace(-slope[0], slope[0], w, dtype=np.float32) + np.linspace(-slope[1], slope[1], h, dtype=np.float32)[:, None]
+    noise = rng.standard_normal((h, w), dtype=np.float32) * float(rng.uniform(0, 9))
+    # mean and spread are drawn anew, or the share of ink would tell the class
+    middle, spread, bands = rng.uniform(75, 165), rng.uniform(25, 60), []
+    for band in picture.split():
+        lit = np.asarray(band) * light
+        gain = float(spread * rng.uniform(0.8, 1.2) / max(lit[::4, ::4].std(), 8))
+        lit = lit * gain + noise + float(middle + rng.normal(0, 18) - lit[::4, ::4].mean() * gain)
+        bands.append(Image.fromarray(np.clip(lit, 0, 255).astype(np.uint8)))
+    return Image.merge("RGB", bands)
+
+
+def draw_size(rng: Rng, side: int) -> tuple[int, int]:
+    """Width and height: mostly landscape, some portrait or square, few small or large."""
+    scale = rng.choice((1, rng.uniform(0.32, 0.7), rng.uniform(1.1, 1.6)), p=(0.87, 0.06, 0.07))
+    ratio = rng.choice((0.75, 0.75, 0.67, 0.8, 1.0), p=(0.4, 0.2, 0.2, 0.1, 0.1))
+    long, short = max(24, round(side * scale)), max(24, round(side * scale * ratio))
+    return (short, long) if rng.random() < 0.22 else (long, short)
+
+
+def draw_job(job: Job) -> bytes:
+    """One picture's file; its seed is its own, so the order of work does not matter."""
+    seed, split, class_id, index, words, side, oddity = job
+    rng, data, exif = np.random.default_rng((seed, split, class_id, index)), io.BytesIO(), Image.Exif()
+    picture = paint(rng, words, *((side, side * 3 // 4) if oddity == "huge" else draw_size(rng, side)))
+    if oddity == "huge":
+        picture = picture.resize((4000, 3000))
+    elif oddity == "turned":  # stored lying; a viewer that heeds the tag turns it upright
+        picture, exif[0x0112] = picture.transpose(Image.Transpose.ROTATE_90), 6
+    picture = picture.convert({"png": "RGBA", "cmyk": "CMYK", "grey": "L"}.get(oddity, "RGB"))
+    picture.save(data, "PNG" if oddity == "png" else "JPEG", quality=int(rng.integers(75, 96)), subsampling=int(rng.choice((0, 2))),
+                 progressive=oddity == "progressive", exif=exif.tobytes() if exif else b"")
+    return data.getvalue()
+
+
+def draw_all(jobs: list[Job], workers: int) -> Iterator[bytes]:
+    """Every job's file in order, from a pool that leaves Ctrl-C to this process."""
+    with multiprocessing.get_context("spawn").Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        yield from pool.imap(draw_job, jobs, chunksize=8)
+
+
+def meta_mat(wnids: list[str], words: list[str], train: int) -> bytes:
+    """meta.mat: struct array `synsets` (N, 1), the leaves first, then two groups and the root."""
+    fields, count = "ILSVRC2012_ID WNID words gloss num_children children wordnet_height num_train_images", len(wnids)
+    children: list[list[int]] = [[] for _ in wnids]
+    children += [half.tolist() for half in np.array_split(np.arange(1, count + 1), min(2, count))]
+    children.append([*range(count + 1, len(children) + 1)])
+    synsets = np.empty((len(children), 1), [(name, object) for name in fields.split()])
+    for i, below in enumerate(children):
+        name, word = (wnids[i], words[i]) if i < count else (f"n8{i:07d}", f"group {i}")
+        rank = (i >= count) + (i == len(children) - 1)  # 0 for a leaf, 1 for a group, 2 for the root
+        synsets[i, 0] = (np.int32(i + 1), name, word, f"a drawing of {word}", np.int32(len(below)),
+                         np.array([below], np.int32), np.int32(rank), np.int32(0 if rank else train))
+    data = io.BytesIO()
+    scipy.io.savemat(data, {"synsets": synsets}, do_compression=True)
+    return b"MATLAB 5.0 MAT-file, ILSVRC2012 look-alike".ljust(116) + data.getvalue()[116:]  # no date
+
+
+def write_tar(file: IO[bytes], members: Iterable[tuple[str, bytes]]) -> None:
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)  # owner 0, mode 644
+            info.size, info.mtime = len(data), 1_340_000_000
+            tar.addfile(info, io.BytesIO(data))
+
+
+def class_tars(files: Iterator[bytes], wnids: list[str], train: int, seed: int) -> Iterator[tuple[str, bytes]]:
+    """The members of the train archive, one class in memory at a time."""
+    for class_id, wnid in sorted(enumerate(wnids, 1), key=lambda pair: pair[1]):
+        numbers, inner = np.random.default_rng((seed, NUMBERS, class_id)).integers(1, 40, train).cumsum(), io.BytesIO()
+        write_tar(inner, ((f"{wnid}_{number}.JPEG", next(files)) for number in numbers))
+        yield f"{wnid}.tar", inner.getvalue()
+
+
+def write_devkit(file: IO[bytes], meta: bytes, truth: list[int]) -> None:
+    inner, lines = io.BytesIO(), "".join(f"{class_id}\n" for class_id in truth).encode()
+    write_tar(inner, [(f"{DEVKIT}/data/meta.mat", meta), (f"{DEVKIT}/data/ILSVRC2012_validation_ground_truth.txt", lines)])
+    file.write(gzip.compress(inner.getvalue(), mtime=0))
+
+
+def record_of(settings: dict[str, int], sizes: dict[str, int]) -> bytes:
+    return json.dumps({"settings": settings, "sizes": sizes}, indent=1).encode()
+
+
+def already_made(out: Path, settings: dict[str, int]) -> bool:
+    """Whether these very archives are there; other files of their names are an error."""
+    sizes = {name: (out / name).lstat().st_size for name in ARCHIVES if os.path.lexists(out / name)}
+    record = (out / RECORD).read_bytes() if (out / RECORD).is_file() else b""
+    if sizes and (len(sizes) < len(ARCHIVES) or record != record_of(settings, sizes)):
+        raise LookalikeError(f"{out} already holds {', '.join(sizes)}, not made with these settings; nothing changed: choose another --out")
+    return bool(sizes)
+
+
+def write_all(out: Path, settings: dict[str, int], writers: list[Callable[[IO[bytes]], object]]) -> None:
+    """Write the archives and the record under temporary names, then rename all, the record last."""
+    parts = {name: out / f".{name}.{os.getpid()}.part" for name in (*ARCHIVES, RECORD)}
+    writers = [*writers, lambda file: file.write(record_of(settings, {n: parts[n].stat().st_size for n in ARCHIVES}))]
+    try:
+        for part, write in zip(parts.values(), writers, strict=True):
+            with part.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+        already_made(out, {})  # refuses whatever came there during the drawing
+        for name, part in parts.items():
+            part.replace(out / name)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+
+def make_lookalike(out: Path, classes: int, train: int, val: int, seed: int, side: int, workers: int) -> None:
+    """Draw the archives into `out`, unless they are there; train, val: pictures a class; side: usual long side, pixels."""
+    settings = {"version": VERSION, "classes": classes, "train": train, "val": val, "seed": seed, "side": side}
+    if not 1 <= classes <= len(KINDS) or min(train, val, workers) < 1 or seed < 0 or side < 32:
+        raise LookalikeError(f"classes must be 1 to {len(KINDS)}; train, val and workers 1 or more; seed 0 or more; side 32 or more")
+    if already_made(out, settings):
+        print(f"{out} already holds this look-alike; nothing to do")
+        return
+    rng = np.random.default_rng((seed, PLAN))
+    wnids, words = [f"n9{n:07d}" for n in rng.choice(10**7, classes, replace=False)], list(KINDS)[:classes]
+    rng.shuffle(words)
+    while classes > 1 and wnids == sorted(wnids):  # IDs must not follow the sorted wnids
+        rng.shuffle(wnids)
+    truth = rng.permutation(np.repeat(np.arange(1, classes + 1), val)).tolist()
+    # every picture in the order of the archives: train by sorted wnid, then val
+    plan = [(TRAIN, i, k) for i in (np.argsort(wnids) + 1).tolist() for k in range(train)] + [(VAL, i, k) for k, i in enumerate(truth)]
+    odd = {(TRAIN, j % classes + 1, j // classes): name for j, name in enumerate(ODDITIES)} | {(VAL, truth[0], 0): "grey"}
+    jobs = [(seed, split, i, k, words[i - 1], side, odd.get((split, i, k), "")) for split, i, k in plan]
+    drawn = draw_all(jobs, workers) if workers > 1 else map(draw_job, jobs)
+    files = iter(tqdm(drawn, "drawing", len(jobs), unit=" pictures"))
+    out.mkdir(parents=True, exist_ok=True)
+    write_all(out, settings, [
+        lambda file: write_tar(file, class_tars(files, wnids, train, seed)),
+        lambda file: write_tar(file, ((f"ILSVRC2012_val_{n:08d}.JPEG", data) for n, data in enumerate(files, 1))),
+        lambda file: write_devkit(file, meta_mat(wnids, words, train), truth)])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Draw a look-alike of ILSVRC2012.", usage=argparse.SUPPRESS)  # one-line errors
+    parser.add_argument("--out", type=Path, default=Path("data"), help="folder of the archives")
+    for name, usual, meaning in (("classes", 10, f"how many, up to {len(KINDS)}"), ("train", 160, "pictures a class"),
+                                 ("val", 20, "pictures a class"), ("seed", 0, "another seed, other pictures"),
+                                 ("side", 500, "usual long side in pixels"), ("workers", os.cpu_count() or 1, "processes")):
+        parser.add_argument(f"--{name}", type=int, default=usual, help=f"{meaning} (%(default)s)")
+    try:
+        make_lookalike(**vars(parser.parse_args()))
+    except (LookalikeError, OSError, KeyboardInterrupt) as error:
+        print(f"make_lookalike: {str(error) or 'stopped; nothing was kept'}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

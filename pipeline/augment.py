@@ -91,29 +91,35 @@ def finish(
     windows: (n, crop, crop, 3) uint8; shift: (n, 3) grey levels; mean_image: (size, size, 3) float32; all on one device.
     Returns (n, 3, crop, crop) float32 in grey levels, channels last in memory.
     """
+    count, crop = len(windows), augmentation.crop
+    rows = windows.reshape(count, crop, 3 * crop)  # a row of pixels is one run of numbers: three times as fast as by threes
     means = _mean_windows(mean_image, draws, augmentation)
-    if windows.device.type == "cpu":  # picture by picture stays in the cache; whole batches cost ten times as much
-        pictures = torch.empty(windows.shape, dtype=torch.float32)
-        for window, mean, colour, picture in zip(windows, means, shift, pictures, strict=True):
-            torch.sub(window, mean, out=picture).add_(colour)
+    colours = shift.repeat(1, crop)
+    if windows.device.type == "cpu":
+        # Picture by picture stays in the cache. In NumPy, since torch would split each among threads that DALI keeps busy.
+        pictures = torch.empty(rows.shape, dtype=torch.float32)
+        for row, mean, colour, picture in zip(rows.numpy(), means, colours.numpy(), pictures.numpy(), strict=True):
+            np.subtract(row, mean.numpy(), out=picture)
+            picture += colour
     else:
-        pictures = windows.to(torch.float32).sub_(torch.stack(means)).add_(shift[:, None, None, :])
+        pictures = rows.to(torch.float32).sub_(torch.stack(means)).add_(colours[:, None, :])
     if augmentation.divisor != 1.0:
         pictures.div_(augmentation.divisor)
-    return pictures.permute(0, 3, 1, 2)
+    return pictures.view(count, crop, crop, 3).permute(0, 3, 1, 2)
 
 
 def _mean_windows(mean_image: torch.Tensor, draws: Draws, augmentation: Augmentation) -> list[torch.Tensor]:
-    """For each sample, a view of the mean image: over its window and mirrored with it, or the central one."""
+    """For each sample, (crop, 3 crop) of the mean image: over its window and mirrored with it, or the central one."""
     size, crop = len(mean_image), augmentation.crop
+    plain = mean_image.reshape(size, 3 * size)
     if augmentation.mean_window == "centre":
         start = centre_offset(size, crop)
-        return [mean_image[start : start + crop, start : start + crop]] * len(draws.x)
-    mirrored = mean_image.flip(1)  # in it, the window that starts at x starts at size - crop - x
+        return [plain[start : start + crop, 3 * start : 3 * (start + crop)]] * len(draws.x)
+    mirrored = mean_image.flip(1).reshape(size, 3 * size)  # in it, the window that starts at x starts at size - crop - x
     views = []
     for x, y, flip in zip(draws.x.tolist(), draws.y.tolist(), draws.flip.tolist(), strict=True):
-        image, left = (mirrored, size - crop - x) if flip else (mean_image, x)
-        views.append(image[y : y + crop, left : left + crop])
+        image, left = (mirrored, size - crop - x) if flip else (plain, x)
+        views.append(image[y : y + crop, 3 * left : 3 * (left + crop)])
     return views
 
 

@@ -1,0 +1,65 @@
+"""A toy ILSVRC, drawn in the official archives, and shards made from it by the tools: once for all tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the tests are of the CPU's bits; GPU checks are benchmarks
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN, VAL, CLASSES = 12, 5, 4  # pictures a class
+
+Runner = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def run_command(*arguments: object, cwd: Path = ROOT, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run `python ARGUMENTS` as a user would, and keep what it prints."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("IMAGENET_DIR", None)
+    command = [sys.executable, *(str(argument) for argument in arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.fixture(scope="session")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The official archives of a toy ILSVRC: 4 classes, 12 training and 5 validation pictures each."""
+    from tools.make_lookalike import make_lookalike
+
+    out = tmp_path_factory.mktemp("archives")
+    make_lookalike(out, CLASSES, TRAIN, VAL, seed=1, side=96, workers=2)
+    return out
+
+
+@pytest.fixture(scope="session")
+def made_shards(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of the toy, 8 samples each, with their colour statistics; not to be changed by a test."""
+    out = tmp_path_factory.mktemp("shards") / "shards"
+    made = run_command("tools/make_shards.py", "--source", archives, "--out", out, "--shard-size", 8)
+    assert made.returncode == 0, made.stderr
+    computed = run_command("tools/compute_pca.py", "--shards", out)
+    assert computed.returncode == 0, computed.stderr
+    return out
+
+
+@pytest.fixture()
+def shards(made_shards: Path, tmp_path: Path) -> Path:
+    """A copy of the toy's shards that a test may damage."""
+    return Path(shutil.copytree(made_shards, tmp_path / "shards"))
+
+
+def one_line(result: subprocess.CompletedProcess[str], *words: str) -> str:
+    """The run failed with one line on stderr, beginning "error:", in which all `words` are; that line."""
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert result.returncode not in (0, None), f"succeeded: {result.stdout}"
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.stderr, result.stderr
+    for word in words:
+        assert word in lines[0], f"{word!r} is not in: {lines[0]}"
+    return lines[0]

@@ -1,0 +1,207 @@
+"""The tool as users run it: archives and class folders in, shards out; odd, broken and interrupted input."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+
+from conftest import CLASSES, ROOT, TRAIN, VAL, one_line, run_command
+from pipeline.manifest import read_manifest
+from pipeline.shards import ShardSet
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def shard_files(folder: Path) -> dict[str, str]:
+    return {name: digest for name, digest in files_of(folder).items() if name not in ("pca.json", "mean.npy")}
+
+
+@pytest.fixture()
+def folders(tmp_path: Path) -> Path:
+    """A tree of two classes with awkward names and four pictures each."""
+    root = tmp_path / "source"
+    for split, count in (("train", 4), ("val", 1)):
+        for label, name in enumerate(("b class", "a.class")):
+            (root / split / name).mkdir(parents=True)
+            for k in range(count):
+                pixels = np.full((40, 50, 3), 60 * label + 10 * k, np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"pic {k}.v1.jpg", "JPEG")
+    return root
+
+
+def test_archives_end_to_end(archives: Path, made_shards: Path) -> None:
+    """Labels are sorted-wnid indexes, through the devkit's own numbering; every picture is there once."""
+    manifest, _ = read_manifest(made_shards)
+    wnids = [entry.wnid for entry in manifest.classes]
+    assert wnids == sorted(wnids)
+    assert [entry.ilsvrc_id for entry in manifest.classes] != list(range(1, CLASSES + 1))
+    assert (manifest.splits["train"].samples, manifest.splits["val"].samples) == (CLASSES * TRAIN, CLASSES * VAL)
+
+    with tarfile.open(archives / "ILSVRC2012_devkit_t12.tar.gz") as tar:
+        names = {Path(name).name: name for name in tar.getnames()}
+        meta, truth = tar.extractfile(names["meta.mat"]), tar.extractfile(names["ILSVRC2012_validation_ground_truth.txt"])
+        assert meta is not None
+        assert truth is not None
+        wnid_of = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in scipy.io.loadmat(io.BytesIO(meta.read()), squeeze_me=True)["synsets"]}
+        val_wnids = [wnid_of[int(line)] for line in truth.read().split()]
+    val = ShardSet(made_shards, "val")
+    found = {val.place(i)[1]: wnids[val.read(i)[1]] for i in range(len(val))}
+    assert found == {f"ILSVRC2012_val_{k:08d}": wnid for k, wnid in enumerate(val_wnids, 1)}
+    train = ShardSet(made_shards, "train")
+    for i in range(len(train)):
+        assert wnids[train.read(i)[1]] == train.place(i)[1].split("_")[0]
+    assert len({train.place(i)[1] for i in range(len(train))}) == len(train)
+
+
+def test_samples_are_mixed(made_shards: Path) -> None:
+    train = ShardSet(made_shards, "train")
+    labels = [train.read(i)[1] for i in range(len(train))]
+    assert labels != sorted(labels)
+    assert len(set(labels[:8])) > 1
+
+
+def test_same_bytes_for_any_workers_and_other_bytes_for_another_seed(archives: Path, made_shards: Path, tmp_path: Path) -> None:
+    for workers, seed in ((1, 0), (2, 5)):
+        out = tmp_path / f"seed{seed}"
+        made = run_command("tools/make_shards.py", "--source", archives, "--out", out, "--shard-size", 8, "--workers", workers, "--seed", seed)
+        assert made.returncode == 0, made.stderr
+    assert shard_files(tmp_path / "seed0") == shard_files(made_shards)
+    assert shard_files(tmp_path / "seed5") != shard_files(made_shards)
+
+
+def test_a_second_run_does_nothing_and_other_settings_are_refused(archives: Path, shards: Path, folders: Path) -> None:
+    before = files_of(shards)
+    again = run_command("tools/make_shards.py", "--source", archives, "--out", shards, "--shard-size", 8)
+    assert again.returncode == 0, again.stderr
+    assert "finished already" in again.stdout
+    one_line(run_command("tools/make_shards.py", "--source", archives, "--out", shards, "--shard-size", 8, "--quality", 80), "quality", "90", "80")
+    one_line(run_command("tools/make_shards.py", "--source", folders, "--out", shards, "--shard-size", 8), "another source")
+    assert files_of(shards) == before
+
+
+def test_class_folders_with_awkward_names(folders: Path, tmp_path: Path) -> None:
+    source_before = sorted(path.stat().st_mtime_ns for path in folders.rglob("*"))
+    made = run_command("tools/make_shards.py", "--source", folders, "--out", tmp_path / "out")
+    assert made.returncode == 0, made.stderr
+    manifest, _ = read_manifest(tmp_path / "out")
+    assert [entry.wnid for entry in manifest.classes] == ["a.class", "b class"]
+    train = ShardSet(tmp_path / "out", "train")
+    keys = [train.place(i)[1] for i in range(8)]
+    assert len(set(keys)) == 8
+    assert not any("." in key or " " in key for key in keys)
+    for i in range(8):
+        jpeg, label = train.read(i)
+        grey = np.asarray(Image.open(io.BytesIO(jpeg.tobytes()))).mean()
+        assert (grey < 45) == (label == 1)  # "b class" was drawn dark
+    assert sorted(path.stat().st_mtime_ns for path in folders.rglob("*")) == source_before
+
+
+def test_bad_pictures_are_listed_and_the_exit_code_says_so(folders: Path, tmp_path: Path) -> None:
+    (folders / "train" / "a.class" / "empty.jpg").write_bytes(b"")
+    good = (folders / "train" / "a.class" / "pic 0.v1.jpg").read_bytes()
+    (folders / "train" / "a.class" / "cut.jpg").write_bytes(good[: len(good) // 2])
+    command = ["tools/make_shards.py", "--source", folders, "--out", tmp_path / "out"]
+    one_line(run_command(*command), "2 rejected", "--allow-failures 2")
+    manifest, _ = read_manifest(tmp_path / "out")
+    assert [(r.split, r.name) for r in manifest.rejected] == [("train", "a.class/cut.jpg"), ("train", "a.class/empty.jpg")]
+    assert "empty" in manifest.rejected[1].reason
+    assert manifest.splits["train"].samples == 8
+    assert run_command(*command, "--allow-failures", 2).returncode == 0
+    assert run_command(*command, "--allow-failures", 1).returncode != 0
+
+
+def test_no_source(tmp_path: Path) -> None:
+    result = run_command(ROOT / "tools" / "make_shards.py", cwd=tmp_path)
+    one_line(result, "image-net.org", "make demo")
+    assert list(tmp_path.iterdir()) == []
+
+
+def damaged(archives: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(archives, tmp_path / "damaged"))
+
+
+def test_truncated_archives_are_named_with_the_byte(archives: Path, tmp_path: Path) -> None:
+    source = damaged(archives, tmp_path)
+    for name in ("ILSVRC2012_img_val.tar", "ILSVRC2012_img_train.tar"):
+        whole = (source / name).stat().st_size
+        os.truncate(source / name, whole // 2 + 100)
+        one_line(run_command("tools/make_shards.py", "--source", source, "--out", tmp_path / "out"), name, "incomplete", "fetch it again")
+        shutil.copy(archives / name, source / name)
+    with tarfile.open(source / "ILSVRC2012_img_val.tar") as tar:
+        last = tar.getmembers()[-1]
+    os.truncate(source / "ILSVRC2012_img_val.tar", last.offset)  # cut exactly between two members
+    one_line(run_command("tools/make_shards.py", "--source", source, "--out", tmp_path / "out"), "ILSVRC2012_img_val.tar", "no end-of-archive")
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_parts_and_unknown_folders(archives: Path, folders: Path, tmp_path: Path) -> None:
+    source = damaged(archives, tmp_path)
+    (source / "ILSVRC2012_devkit_t12.tar.gz").unlink()
+    command = ["tools/make_shards.py", "--out", tmp_path / "out", "--source"]
+    one_line(run_command(*command, source), "ILSVRC2012_devkit_t12.tar.gz")
+    one_line(run_command(*command, tmp_path / "nowhere"), "is not a folder")
+    one_line(run_command(*command, folders / "val"), "train/CLASS/")
+    Image.new("RGB", (30, 30)).save(folders / "val" / "ILSVRC2012_val_00000001.JPEG")
+    one_line(run_command(*command, folders), "ILSVRC2012_val_00000001.JPEG", "class folders")
+    one_line(run_command(*command, folders, "--quality", 0), "--quality", "95")
+
+
+def test_killed_and_started_again(archives: Path, made_shards: Path, tmp_path: Path) -> None:
+    """SIGKILL at seeded moments; nothing half-written is taken for whole, and the end is the same bytes."""
+    rng, out = np.random.default_rng(3), tmp_path / "out"
+    command = [sys.executable, "tools/make_shards.py", "--source", str(archives), "--out", str(out), "--shard-size", "8", "--workers", "2"]
+    kills = 0
+    while not (out / "manifest.json").exists():
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        deadline = time.time() + rng.uniform(0.5, 2.5) + kills
+        while process.poll() is None and time.time() < deadline:
+            time.sleep(0.01)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+        for path in out.glob("*.tar"):
+            with tarfile.open(path) as tar:
+                assert len(tar.getmembers()) == 16 or path.name.startswith("val"), f"{path} is half-written"
+        if not (out / "manifest.json").exists() and any(out.glob("*.tar")):
+            one_line(run_command("tools/compute_pca.py", "--shards", out), "was stopped before its end")
+    assert kills > 0
+    assert shard_files(out) == shard_files(made_shards)
+
+
+def test_an_unfinished_folder_is_not_mixed_with_other_settings(archives: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".progress.jsonl").write_text(json.dumps({"settings": {"size": 64}}) + "\n")
+    one_line(run_command("tools/make_shards.py", "--source", archives, "--out", out), "begun with other settings")
+    (out / ".progress.jsonl").unlink()
+    (out / "train-000000.tar").write_bytes(b"somebody's")
+    one_line(run_command("tools/make_shards.py", "--source", archives, "--out", out), "did not begin")
+    assert (out / "train-000000.tar").read_bytes() == b"somebody's"
+
+
+def test_full_disk(archives: Path, tmp_path: Path) -> None:
+    """A file-size limit is the full disk that a test can have without root: the same path, errno EFBIG."""
+    script = "import resource,signal,sys;signal.signal(signal.SIGXFSZ,signal.SIG_IGN);resource.setrlimit(resource.RLIMIT_FSIZE,(30000,30000));import runpy;sys.argv=sys.argv[1:];runpy.run_path(sys.argv[0],run_name='__main__')"
+    result = run_command("-c", script, "tools/make_shards.py", "--source", archives, "--out", tmp_path / "out", "--shard-size", 8)
+    one_line(result, "free space")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert not list((tmp_path / "out").glob("*.tar"))
+    again = run_command("tools/make_shards.py", "--source", archives, "--out", tmp_path / "out", "--shard-size", 8)
+    assert again.returncode == 0, again.stderr

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.columns import Columns
-from model.design import LAYERS, Design
+from model.design import Design
 from model.lrn import lrn, within_map_norm
 
 
@@ -45,15 +45,16 @@ class AlexNet(nn.Module):
         super().__init__()
         self.design, self.columns, self.num_classes = design or Design(), columns or Columns(), num_classes
         d, groups = self.design, self.columns.held
-        strides, pads, in_groups = (4, 1, 1, 1, 1), (0, 2, 1, 1, 1), (1, groups, 1, groups, groups)
-        shapes = d.shapes(num_classes)
-        for i, layer in enumerate(LAYERS[:5]):
-            out, within, k, _ = shapes[layer]
-            conv = nn.Conv2d(within * in_groups[i], self._own(out), k, strides[i], pads[i], groups=in_groups[i])
-            setattr(self, layer, conv)
-        for layer in LAYERS[5:]:
-            out, within = shapes[layer]
-            setattr(self, layer, nn.Linear(within, self._own(out)))
+        c1, c2, c3, c4, c5 = (self._own(maps) for maps in d.maps)
+        h6, h7 = (self._own(hidden) for hidden in d.hidden)
+        self.conv1 = nn.Conv2d(3, c1, 11, stride=4)
+        self.conv2 = nn.Conv2d(c1, c2, 5, padding=2, groups=groups)
+        self.conv3 = nn.Conv2d(d.maps[1], c3, 3, padding=1)
+        self.conv4 = nn.Conv2d(c3, c4, 3, padding=1, groups=groups)
+        self.conv5 = nn.Conv2d(c4, c5, 3, padding=1, groups=groups)
+        self.fc6 = nn.Linear(d.maps[4] * d.sides()[-1] ** 2, h6)
+        self.fc7 = nn.Linear(d.hidden[0], h7)
+        self.fc8 = nn.Linear(d.hidden[1], self._own(num_classes))
         self.initialise(seed)
 
     def _own(self, total: int) -> int:

@@ -52,7 +52,11 @@ def _report(error: ChildFailedError) -> int:
     """Name the rank that failed first: one killed by a signal, else one that did not just lose contact with another."""
 
     def blame(failure: ProcessFailure) -> tuple[bool, bool, float]:
-        return failure.exitcode not in (-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT), failure.exitcode == LOST_CONTACT, failure.timestamp
+        return (
+            failure.exitcode not in (-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT),
+            failure.exitcode == LOST_CONTACT,
+            failure.timestamp,
+        )
 
     first = min(error.failures.values(), key=blame)
     if first.exitcode < 0:
@@ -62,7 +66,10 @@ def _report(error: ChildFailedError) -> int:
     else:
         how = f"ended with exit code {first.exitcode}"
     global_rank = next((rank for rank, failure in error.failures.items() if failure is first), first.local_rank)
-    print(f"error: rank {global_rank} {how}; the other ranks were stopped; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
+    print(
+        f"error: rank {global_rank} {how}; the other ranks were stopped; the same command with --resume goes on from the last checkpoint",
+        file=sys.stderr,
+    )
     return first.exitcode if first.exitcode > 0 else 1
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
@@ -23,8 +23,8 @@ class Layout:
     rank: int = 0
     world: int = 1
     local_world: int = 1
-    device: torch.device = torch.device("cpu")
-    columns: Columns = Columns()
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    columns: Columns = field(default_factory=Columns)
     data_index: int = 0
     data_count: int = 1
     data_group: dist.ProcessGroup | None = None

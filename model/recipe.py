@@ -74,9 +74,7 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1 takes 1e-4 for a word; here it is the number that everybody means."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
 
 
 def read_recipe(name: str, overrides: list[str]) -> Recipe:

@@ -1,6 +1,6 @@
 """Train the net on shards.
 
-    python -m model.train --shards shards/ [--recipe alexnet] [--columns 1|2] [--devices N] [--run DIR] [--resume]
+python -m model.train --shards shards/ [--recipe alexnet] [--columns 1|2] [--devices N] [--run DIR] [--resume]
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import math
 import os
 import sys
 import time
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,53 +18,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 from model import checkpoint
-from model.alexnet import AlexNet, MaskDraw, gather_parameter, own_part, whole_state
-from model.evaluate import augmentation, autocast, evaluate, validation_loader, write_predictions
+from model.alexnet import MaskDraw
+from model.evaluate import autocast, evaluate, validation_loader, write_predictions
 from model.launch import LOST_CONTACT, launch, lost_contact, under_launcher
 from model.layout import Layout, check_batch, choose, join
-from model.metrics import Metrics
 from model.recipe import Recipe, check_recipe, read_recipe
-from model.schedule import Schedule
+from model.run import Run, Window, build_run, save_run, train_loader
 from model.sgd import PaperSGD
-from model.stop import StopRequest
-from pipeline import Batch, ImageLoader, InputError, one_line_errors, read_manifest
+from pipeline import Batch, InputError, one_line_errors, read_manifest
 
 STUCK = 0.02  # nats: an epoch's mean loss this near to ln(classes) has learned nothing
-
-
-@dataclass
-class Run:
-    """A training run on one rank."""
-
-    folder: Path
-    recipe: Recipe
-    layout: Layout
-    net: AlexNet
-    model: torch.nn.Module  # the net, or the net in its data-parallel wrapping
-    optimiser: PaperSGD
-    schedule: Schedule
-    train: ImageLoader
-    val: ImageLoader | None
-    metrics: Metrics
-    stop: StopRequest
-    shards: str
-    threads: int
-    step: int = 0
-    window: _Window = field(default_factory=lambda: _Window())
-
-
-@dataclass
-class _Window:
-    """What has gathered since the last log line, and over the epoch. Losses stay on the device until they are read."""
-
-    losses: list[torch.Tensor] = field(default_factory=list)
-    began: float = field(default_factory=time.perf_counter)
-    waited: float = 0.0
-    epoch_loss: float = 0.0
-    epoch_steps: int = 0
 
 
 def train_step(model: torch.nn.Module, optimiser: PaperSGD, images: torch.Tensor, labels: torch.Tensor, masks: MaskDraw) -> torch.Tensor:
@@ -84,7 +48,7 @@ def train(run: Run) -> int:
         _enter_epoch(run)
         number = _train_epoch(run)
         if number:
-            _save(run, best=False)
+            save_run(run, best=False)
             run.metrics.say(f"stopped by a signal at step {run.step}, saved; the same command with --resume goes on at the next image")
             return 128 + number
         _end_epoch(run)
@@ -100,9 +64,9 @@ def _enter_epoch(run: Run) -> None:
     last = run.recipe.data.colour_stop_epoch
     if last is not None and epoch >= last and run.train.augmentation.colour != "none":
         state = run.train.state_dict()
-        run.train = _train_loader(run.shards, run.recipe, run.layout, run.threads, epoch)
+        run.train = train_loader(run.shards, run.recipe, run.layout, run.threads, epoch)
         run.train.load_state_dict(state)
-    run.window = _Window()
+    run.window = Window()
 
 
 def _train_epoch(run: Run) -> int:
@@ -140,14 +104,15 @@ def _log(run: Run, epoch: int) -> None:
     if run.layout.data_group is not None:
         dist.all_reduce(losses, group=run.layout.data_group)
     values = (losses / run.layout.data_count).tolist()
-    rate = run.optimiser.param_groups[0]["rate"]
-    _refuse_not_finite(values, run.step - count, epoch, run.schedule.rates(epoch)["weight"])
+    rate = run.schedule.rates(epoch)["weight"]
+    _refuse_not_finite(values, run.step - count, epoch, rate)
     elapsed = time.perf_counter() - window.began
     loss, wait = sum(values) / count, 100 * window.waited / elapsed
     images = count * run.recipe.train.batch / elapsed
-    rate = run.schedule.rates(epoch)["weight"]
     run.metrics.write(run.step, epoch=epoch + 1, loss_nats=loss, rate=rate, images_per_second=images, data_wait_percent=wait)
-    run.metrics.say(f"epoch {epoch + 1:3d}  step {run.step:6d}  loss {loss:7.4f}  rate {rate:g}  {images:7.1f} images/s  waiting for data {wait:4.1f} %")
+    run.metrics.say(
+        f"epoch {epoch + 1:3d}  step {run.step:6d}  loss {loss:7.4f}  rate {rate:g}  {images:7.1f} images/s  waiting for data {wait:4.1f} %"
+    )
     window.epoch_loss, window.epoch_steps = window.epoch_loss + sum(values), window.epoch_steps + count
     window.losses, window.waited, window.began = [], 0.0, time.perf_counter()
 
@@ -174,7 +139,7 @@ def _end_epoch(run: Run) -> None:
     if run.val is not None:
         run.val.epoch = run.val.position = 0
         began = time.perf_counter()
-        result = evaluate(run.model, run.val, run.layout)
+        result = evaluate(run.net, run.val, run.layout)
         best = run.schedule.validated(result.top1_error)
         run.metrics.write(
             run.step,
@@ -185,7 +150,7 @@ def _end_epoch(run: Run) -> None:
             val_seconds=time.perf_counter() - began,
         )
         run.metrics.say(f"epoch {epoch:3d}  validation, centre view: {result}")
-    _save(run, best)
+    save_run(run, best)
 
 
 def _finish(run: Run) -> None:
@@ -193,99 +158,11 @@ def _finish(run: Run) -> None:
     if run.val is None:
         return
     loader = validation_loader(run.shards, run.recipe, run.layout, 10, run.threads)
-    result = evaluate(run.model, loader, run.layout)
+    result = evaluate(run.net, loader, run.layout)
     run.metrics.write(run.step, val_ten_view_top1_error_percent=100 * result.top1_error, val_ten_view_top5_error_percent=100 * result.top5_error)
     run.metrics.say(f"finished   validation, ten views:   {result}")
     if run.layout.first:
         write_predictions(run.folder / "predictions.json", result)
-
-
-# --- putting a run together
-
-
-def _save(run: Run, best: bool) -> None:
-    """Gather the whole net and its velocities, and write a checkpoint from the first rank."""
-    net, manifest = run.net, run.train.shards.manifest
-    velocity = {name: gather_parameter(net, name, run.optimiser.velocity(p)) for name, p in net.named_parameters()}
-    model = whole_state(net)
-    if not run.layout.first:
-        return
-    content = {
-        "model": model,
-        "velocity": velocity,
-        "schedule": run.schedule.state_dict(),
-        "loader": run.train.state_dict(),
-        "metrics_bytes": run.metrics.bytes_written(),
-        "recipe": run.recipe.model_dump(mode="json"),
-        "classes": net.num_classes,
-        "classes_sha256": manifest.classes_sha256,
-    }
-    checkpoint.save(run.folder / "checkpoints", run.step, content, best)
-
-
-def _train_loader(shards: str, recipe: Recipe, layout: Layout, threads: int, epoch: int) -> ImageLoader:
-    last = recipe.data.colour_stop_epoch
-    return ImageLoader(
-        shards,
-        "train",
-        batch=recipe.train.batch,
-        augmentation=augmentation(recipe, colour=last is None or epoch < last),
-        seed=recipe.train.seed,
-        rank=layout.rank,
-        world=layout.world,
-        group=layout.columns.group,
-        device=layout.device,
-        threads=threads,
-    )
-
-
-def _parameter_groups(net: AlexNet, recipe: Recipe) -> list[dict[str, Any]]:
-    """Four groups by the names that Schedule.rates gives rates to."""
-    t, groups = recipe.train, []
-    for name in ("conv1.weight", "conv1.bias", "weight", "bias"):
-        kind = name.split(".")[-1]
-        chosen = [p for n, p in net.named_parameters() if n == name or (name == kind and n.endswith(kind) and not n.startswith("conv1."))]
-        groups.append({"name": name, "params": chosen, "weight_decay": t.weight_decay if kind == "weight" else t.bias_weight_decay})
-    return groups
-
-
-def build(folder: Path, recipe: Recipe, layout: Layout, shards: str, threads: int, resumed: dict[str, Any] | None) -> Run:
-    """A run at its beginning, or where the checkpoint `resumed` left it. Raises InputError."""
-    loader = _train_loader(shards, recipe, layout, threads, resumed["loader"]["epoch"] if resumed else 0)
-    manifest = loader.shards.manifest
-    has_val = "val" in manifest.splits and manifest.splits["val"].samples > 0
-    if not has_val and recipe.train.schedule == "plateau":
-        raise InputError(f"{shards} has no validation pictures, which schedule: plateau goes by; use --set train.schedule=fixed")
-    net = AlexNet(len(manifest.classes), recipe.model, layout.columns, seed=recipe.train.seed)
-    net.to(layout.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = PaperSGD(_parameter_groups(net, recipe), recipe.train.rate, recipe.train.momentum)
-    schedule = Schedule(recipe.train)
-    resume_at = None
-    if resumed:
-        loader.load_state_dict(resumed["loader"])
-        schedule.load_state_dict(resumed["schedule"])
-        resume_at = (resumed["metrics_bytes"], resumed["step"])
-        with torch.no_grad():
-            for name, parameter in net.named_parameters():
-                parameter.copy_(own_part(net, name, resumed["model"][name]))
-                optimiser.velocity(parameter).copy_(own_part(net, name, resumed["velocity"][name]))
-    model = DistributedDataParallel(net, process_group=layout.data_group) if layout.data_group is not None else net
-    return Run(
-        folder=folder,
-        recipe=recipe,
-        layout=layout,
-        net=net,
-        model=model,
-        optimiser=optimiser,
-        schedule=schedule,
-        train=loader,
-        val=validation_loader(shards, recipe, layout, 1, threads) if has_val else None,
-        metrics=Metrics(folder if layout.first else None, resume_at),
-        stop=StopRequest(layout.control_group),
-        shards=shards,
-        threads=threads,
-        step=resumed["step"] if resumed else 0,
-    )
 
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -293,7 +170,9 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--shards", default="shards", help="folder made by make_shards (default: shards/)")
     parser.add_argument("--recipe", help="alexnet (the paper, default), alexnet-2012 (the authors' program), small, or a .yaml file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe, such as train.rate=0.02")
-    parser.add_argument("--columns", type=int, choices=(1, 2), help="devices that share one net: 2 puts a column on each (default: 2 where there are two GPUs)")
+    parser.add_argument(
+        "--columns", type=int, choices=(1, 2), help="devices that share one net: 2 puts a column on each (default: 2 where there are two GPUs)"
+    )
     parser.add_argument("--devices", type=int, help="number of devices, one process each (default: all GPUs; 1 on the CPU)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, help="decoding threads a process (default: its share of the cores)")
@@ -348,8 +227,10 @@ def _run_rank(given: argparse.Namespace, layout: Layout) -> int:
     if layout.device.type == "cpu":
         torch.set_num_threads(cores)
         _keep_freed_memory()
-    run = build(folder, recipe, layout, given.shards, given.threads or cores, resumed)
-    run.metrics.say(f"{folder}: {layout.describe()}; {len(run.train.shards):,} training pictures, {run.net.num_classes} classes, batch {recipe.train.batch}")
+    run = build_run(folder, recipe, layout, given.shards, given.threads or cores, resumed)
+    run.metrics.say(
+        f"{folder}: {layout.describe()}; {len(run.train.shards):,} training pictures, {run.net.num_classes} classes, batch {recipe.train.batch}"
+    )
     if resumed:
         run.metrics.say(f"going on at epoch {run.train.epoch + 1}, image {run.train.position:,}, step {run.step}")
     try:

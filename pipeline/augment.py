@@ -83,9 +83,7 @@ def central_mean(mean_image: np.ndarray, crop: int) -> np.ndarray:
     return mean_image[start : start + crop, start : start + crop]
 
 
-def finish(
-    windows: torch.Tensor, draws: Draws, shift: torch.Tensor, mean_image: torch.Tensor, augmentation: Augmentation
-) -> torch.Tensor:
+def finish(windows: torch.Tensor, draws: Draws, shift: torch.Tensor, mean_image: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
     """Mean subtraction and colour shift of pictures that are cropped and mirrored already.
 
     windows: (n, crop, crop, 3) uint8; shift: (n, 3) grey levels; mean_image: (size, size, 3) float32; all on one device.

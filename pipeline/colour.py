@@ -74,11 +74,11 @@ def statistics_of(count: int, total: np.ndarray, products: np.ndarray, images: i
     vectors = vectors * np.sign(largest)[:, None]  # an eigenvector's sign is free: fix it, so that files can be compared
     return Statistics(
         pixel_scale=1.0,
-        mean=[value / (count * 255) for value in total_int],  # type: ignore[arg-type]
-        covariance=covariance.tolist(),  # type: ignore[arg-type]
-        eigenvalues=eigenvalues.tolist(),  # type: ignore[arg-type]
-        stddevs=np.sqrt(eigenvalues).tolist(),  # type: ignore[arg-type]
-        eigenvectors=vectors.tolist(),  # type: ignore[arg-type]
+        mean=[value / (count * 255) for value in total_int],
+        covariance=covariance.tolist(),
+        eigenvalues=eigenvalues.tolist(),
+        stddevs=np.sqrt(eigenvalues).tolist(),
+        eigenvectors=vectors.tolist(),
         pixels=count,
         images=images,
         manifest_sha256=manifest_sha256,

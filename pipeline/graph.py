@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from nvidia.dali import fn, pipeline_def, types
 
 from pipeline.augment import Augmentation, central_mean
@@ -33,7 +34,7 @@ def build_graph(
     batch: int,
     threads: int,
     device: str,
-    device_id: int | None,
+    device_id: Any,
     prefetch: int,
 ) -> Any:
     """A built DALI pipeline that calls `feed` for each batch (StopIteration ends the pass; then reset()).
@@ -54,9 +55,7 @@ def build_graph(
     def graph() -> Any:
         dtypes, dimensions = [types.UINT8, types.FLOAT, types.FLOAT, types.INT32, types.FLOAT], [1, 0, 0, 0, 1]
         inputs = 4 if out == "uint8" else 5
-        jpeg, x, y, flip, *minus_shift = fn.external_source(
-            source, num_outputs=inputs, batch=True, dtype=dtypes[:inputs], ndim=dimensions[:inputs]
-        )
+        jpeg, x, y, flip, *minus_shift = fn.external_source(source, num_outputs=inputs, batch=True, dtype=dtypes[:inputs], ndim=dimensions[:inputs])
         window = {"crop": (augmentation.crop, augmentation.crop), "crop_pos_x": x, "crop_pos_y": y}
         if out == "uint8":
             return _windows(jpeg, window, flip, device)
@@ -75,9 +74,7 @@ def _windows(jpeg: Any, window: dict[str, Any], flip: Any, device: str) -> Any:
     return fn.flip(cropped, horizontal=flip)
 
 
-def _pictures(
-    jpeg: Any, window: dict[str, Any], flip: Any, minus_shift: Any, device: str, mean_image: np.ndarray, augmentation: Augmentation
-) -> Any:
+def _pictures(jpeg: Any, window: dict[str, Any], flip: Any, minus_shift: Any, device: str, mean_image: np.ndarray, augmentation: Augmentation) -> Any:
     """crop_mirror_normalize subtracts one number per channel: the mean image goes before it (same window) or after it (centre)."""
     place = "cpu" if device == "cpu" else "gpu"
     same = augmentation.mean_window == "same"
@@ -114,3 +111,15 @@ def _decode(jpeg: Any, device: str) -> Any:
         preallocate_height_hint=256,
         **_DECODER,
     )
+
+
+def to_torch(output: Any, device: torch.device) -> torch.Tensor:
+    """DALI's batch as a tensor that may be kept: DALI reuses the memory only when the tensor is gone (CPU), or it is a copy (GPU)."""
+    if device.type == "cpu":
+        return torch.from_dlpack(output.as_tensor())
+    with torch.cuda.device(device):
+        view = torch.from_dlpack(output.as_tensor())
+        copy = view.clone()
+        # DALI reuses its memory once the view is gone and does not know torch's streams: the copy must have ended.
+        torch.cuda.current_stream().synchronize()
+    return copy

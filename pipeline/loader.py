@@ -17,10 +17,11 @@ import torch.distributed as dist
 
 from pipeline.augment import Augmentation, centre_offset, cut_ten_views, finish
 from pipeline.colour import read_colour_stats
+from pipeline.crossing import Crossing, Part
 from pipeline.decode_fault import bad_picture
 from pipeline.draws import Draws, draw, fixed
 from pipeline.errors import InputError
-from pipeline.graph import Fed, Out, build_graph
+from pipeline.graph import Fed, Out, build_graph, to_torch
 from pipeline.order import order
 from pipeline.shards import ShardSet
 
@@ -37,17 +38,6 @@ class Batch:
     images: torch.Tensor
     labels: torch.Tensor
     ids: torch.Tensor
-
-
-@dataclass(frozen=True)
-class _Part:
-    """What this rank decoded of a batch; images is None where its share of a last batch is empty."""
-
-    images: torch.Tensor | None
-    labels: np.ndarray
-    ids: np.ndarray
-    draws: Draws
-    shift: np.ndarray
 
 
 class ImageLoader:
@@ -133,11 +123,11 @@ class ImageLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches left of this epoch; when all are taken, the loader stands at the start of the next epoch."""
-        ahead: queue.Queue[_Part | BaseException] = queue.Queue(self._prefetch)
+        ahead: queue.Queue[Part | BaseException] = queue.Queue(self._prefetch)
         stop = threading.Event()
         producer = threading.Thread(target=self._produce, args=(ahead, stop), daemon=True, name="image-loader")
         producer.start()
-        crossing: deque[_Crossing] = deque()
+        crossing: deque[Crossing] = deque()
         try:
             for start in self._starts():
                 # While a batch is trained on, the next one crosses between the ranks of the group.
@@ -166,27 +156,27 @@ class ImageLoader:
                 if stop.is_set():
                     break
                 ahead.put(self._next_part())
-        except BaseException as error:  # noqa: BLE001 - handed to the consumer, who raises it
+        except BaseException as error:
             ahead.put(error)
         finally:
             self._feeder.drain(self._pipe)
 
-    def _next_part(self) -> _Part:
+    def _next_part(self) -> Part:
         if self._feeder.next_is_empty():
             return self._feeder.take(None)
         try:
             (output,) = self._pipe.run()
         except RuntimeError as error:
             raise bad_picture(self.shards, self._feeder.oldest_ids(), error) from None
-        return self._feeder.take(_to_torch(output, self.device))
+        return self._feeder.take(to_torch(output, self.device))
 
-    def _cross(self, part: _Part) -> _Crossing:
+    def _cross(self, part: Part) -> Crossing:
         """Begin to exchange a part with the ranks of the group; without a group there is nothing to exchange."""
         if self.group is None:
-            return _Crossing(part)
-        return _Crossing(part, self.group, self.device, -(-self.batch // self.world), self._window_shape())
+            return Crossing(part)
+        return Crossing(part, self.group, self.device, -(-self.batch // self.world), self._window_shape())
 
-    def _complete(self, part: _Part) -> Batch:
+    def _complete(self, part: Part) -> Batch:
         """From all parts of the group to its batch, finished, on the device."""
         images = part.images
         if images is None:
@@ -224,7 +214,7 @@ class _Feeder:
     def __init__(self, loader: ImageLoader) -> None:
         self._loader = loader
         self._starts: deque[int] = deque()
-        self._taken: deque[_Part] = deque()
+        self._taken: deque[Part] = deque()
         self._order = np.empty(0, np.int64)
 
     def begin(self, starts: range) -> None:
@@ -255,24 +245,24 @@ class _Feeder:
         self._taken.append(part)
         return Fed(jpegs, part.draws, part.shift)
 
-    def _read(self, positions: np.ndarray) -> tuple[_Part, list[np.ndarray]]:
+    def _read(self, positions: np.ndarray) -> tuple[Part, list[np.ndarray]]:
         ids = self._order[positions]
         draws, shift = self._loader.draws_of(ids, positions)
         samples = [self._loader.shards.read(int(i)) for i in ids]
         labels = np.array([label for _, label in samples], dtype=np.int64)
-        return _Part(None, labels, ids, draws, shift), [jpeg for jpeg, _ in samples]
+        return Part(None, labels, ids, draws, shift), [jpeg for jpeg, _ in samples]
 
     def oldest_ids(self) -> np.ndarray:
         """Ids of the batch whose result comes next."""
         return self._taken[0].ids
 
-    def take(self, images: torch.Tensor | None) -> _Part:
+    def take(self, images: torch.Tensor | None) -> Part:
         """Join the next result with what was fed for it."""
         if images is None:
             part, _ = self._read(self._positions(self._starts.popleft()))
             return part
         part = self._taken.popleft()
-        return _Part(images, part.labels, part.ids, part.draws, part.shift)
+        return Part(images, part.labels, part.ids, part.draws, part.shift)
 
     def drain(self, pipe: Any) -> None:
         """Empty DALI's queue, so that the next pass starts with its own first batch."""
@@ -298,74 +288,8 @@ def _check(shards: ShardSet, batch: int, crop: int, size: int, views: Views, wor
         raise InputError(f"batch {batch} is larger than the {len(shards)} samples of {shards.folder} ({shards.split}); use a smaller batch")
 
 
-def _to_torch(output: Any, device: torch.device) -> torch.Tensor:
-    """DALI's batch as a tensor that may be kept: DALI reuses the memory only when the tensor is gone (CPU), or it is a copy (GPU)."""
-    if device.type == "cpu":
-        return torch.from_dlpack(output.as_tensor())
-    with torch.cuda.device(device):
-        view = torch.from_dlpack(output.as_tensor())
-        copy = view.clone()
-        # DALI reuses its memory once the view is gone and does not know torch's streams: the copy must have ended.
-        torch.cuda.current_stream().synchronize()
-    return copy
-
-
-def _taken(ahead: queue.Queue[_Part | BaseException]) -> _Part:
+def _taken(ahead: queue.Queue[Part | BaseException]) -> Part:
     part = ahead.get()
     if isinstance(part, BaseException):
         raise part
     return part
-
-
-class _Crossing:
-    """All-gather of the parts of a group, in rank order, begun and waited for apart.
-
-    Shares of a last batch differ in length, so they cross padded to `most` rows.
-    """
-
-    def __init__(
-        self,
-        part: _Part,
-        group: dist.ProcessGroup | None = None,
-        device: torch.device | None = None,
-        most: int = 0,
-        shape: tuple[int, int, int] = (0, 0, 3),
-    ) -> None:
-        self._part, self._works = part, list[Any]()
-        if group is None:
-            return
-        images = torch.empty((most, *shape), dtype=torch.uint8, device=device)
-        if part.images is not None:
-            images[: len(part.images)] = part.images
-        numbers = _pack(part, most).to(images.device)
-        self._images = [torch.empty_like(images) for _ in range(group.size())]
-        self._numbers = [torch.empty_like(numbers) for _ in range(group.size())]
-        for all_parts, mine in ((self._images, images), (self._numbers, numbers)):
-            self._works.append(dist.all_gather(all_parts, mine, group=group, async_op=True))
-
-    def wait(self) -> _Part:
-        if not self._works:
-            return self._part
-        for work in self._works:
-            work.wait()
-        self._works = []
-        self._part = _unpack(torch.cat(self._images), torch.cat(self._numbers).cpu().numpy())
-        return self._part
-
-
-def _pack(part: _Part, most: int) -> torch.Tensor:
-    """(most, 9) float64: id, label, x, y, flip, 3 shifts, and 1 where the row is a sample. Integers below 2^53 are exact."""
-    d = part.draws
-    rows = np.column_stack((part.ids, part.labels, d.x, d.y, d.flip, part.shift, np.ones(len(part.ids))))
-    numbers = torch.zeros((most, 9), dtype=torch.float64)
-    numbers[: len(rows)] = torch.from_numpy(rows.astype(np.float64))
-    return numbers
-
-
-def _unpack(images: torch.Tensor, numbers: np.ndarray) -> _Part:
-    real = numbers[:, 8] == 1.0
-    if not real.all():
-        images = images[torch.from_numpy(real).to(images.device)]
-    n = numbers[real]
-    draws = Draws(n[:, 2].astype(np.int64), n[:, 3].astype(np.int64), n[:, 4].astype(bool), np.zeros((len(n), 3)))
-    return _Part(images, n[:, 1].astype(np.int64), n[:, 0].astype(np.int64), draws, n[:, 5:8].astype(np.float32))

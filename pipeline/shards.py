@@ -27,11 +27,13 @@ class ShardSet:
         self.manifest: Manifest
         self.manifest, self.digest = read_manifest(self.folder)
         if split not in self.manifest.splits:
-            raise InputError(f"{self.folder} has no {split} split, only {', '.join(self.manifest.splits)}; make the shards again from a source that has one")
+            raise InputError(
+                f"{self.folder} has no {split} split, only {', '.join(self.manifest.splits)}; make the shards again from a source that has one"
+            )
         self._paths: list[Path] = []
         self._indexes: list[Index] = []
         first = [0]
-        for shard in self.manifest.splits[split].shards:  # type: ignore[index]
+        for shard in self.manifest.splits[split].shards:
             path = self.folder / shard.name
             index = read_index(path.with_suffix(".idx"))
             _check_sizes(path, index, shard.samples, shard.bytes)
@@ -59,7 +61,9 @@ class ShardSet:
         except OSError as error:
             raise InputError(f"{path}: sample {index.keys[row]}: {error.strerror}; check the disk, then go on with --resume") from None
         if label >= len(self.manifest.classes):
-            raise InputError(f"{path}: sample {index.keys[row]}: label {label}, but the manifest has {len(self.manifest.classes)} classes; make this shard again")
+            raise InputError(
+                f"{path}: sample {index.keys[row]}: label {label}, but the manifest has {len(self.manifest.classes)} classes; make this shard again"
+            )
         return jpeg, label
 
     def _descriptor(self, shard: int) -> int:

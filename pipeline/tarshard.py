@@ -134,7 +134,7 @@ def read_sample(descriptor: int, path: Path, index: Index, row: int) -> tuple[np
     buffer = os.pread(descriptor, label_at + label_size, start)
     jpeg, label = buffer[BLOCK : BLOCK + size], buffer[label_at : label_at + label_size]
     if len(buffer) < label_at + label_size:
-        raise InputError(f"{path}: sample {key} at offset {start}: the tar ends at {start + len(buffer)}; copy or make this shard again")
+        raise InputError(f"{path}: sample {key} at offset {start}: the tar ends at {os.fstat(descriptor).st_size}; copy or make this shard again")
     for name, data, at in ((f"{key}.jpg", jpeg, 0), (f"{key}.cls", label, label_at - BLOCK)):
         why = _disagreement(buffer[at : at + BLOCK], name, data)
         if why:

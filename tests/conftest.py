@@ -6,8 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,7 +50,7 @@ def made_shards(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out
 
 
-@pytest.fixture()
+@pytest.fixture
 def shards(made_shards: Path, tmp_path: Path) -> Path:
     """A copy of the toy's shards that a test may damage."""
     return Path(shutil.copytree(made_shards, tmp_path / "shards"))
@@ -63,3 +65,24 @@ def one_line(result: subprocess.CompletedProcess[str], *words: str) -> str:
     for word in words:
         assert word in lines[0], f"{word!r} is not in: {lines[0]}"
     return lines[0]
+
+
+def _rank(rank: int, function: Callable[..., Any], world: int, folder: Path, arguments: tuple[Any, ...]) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=world)
+    torch.save(function(rank, *arguments), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def on_ranks(function: Callable[..., Any], world: int, folder: Path, *arguments: Any) -> list[Any]:
+    """Call `function(rank, *arguments)` on `world` real processes joined by gloo; what each returned, by rank."""
+    import torch
+    from torch.multiprocessing import start_processes
+
+    place = folder / f"ranks-{world}-{uuid.uuid4().hex}"
+    place.mkdir()
+    start_processes(_rank, (function, world, place, arguments), nprocs=world, start_method="spawn")
+    return [torch.load(place / f"{rank}.pt", weights_only=True) for rank in range(world)]

@@ -88,8 +88,7 @@ def test_val_layout(made: Path) -> None:
 
 def test_meta_mat(made: Path) -> None:
     synsets, _ = devkit(made)
-    assert synsets.dtype.names == ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children",
-                                   "wordnet_height", "num_train_images")
+    assert synsets.dtype.names == ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height", "num_train_images")
     assert [int(row["ILSVRC2012_ID"]) for row in synsets] == list(range(1, len(synsets) + 1))
     assert [int(row["num_train_images"]) for row in leaves(made)] == [TRAIN] * CLASSES
     wnids = [row["WNID"] for row in leaves(made)]

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
+from conftest import CLASSES, ROOT, TRAIN, VAL, one_line, run_command
 from PIL import Image
 
-from conftest import CLASSES, ROOT, TRAIN, VAL, one_line, run_command
 from pipeline.manifest import read_manifest
 from pipeline.shards import ShardSet
 
@@ -32,7 +32,7 @@ def shard_files(folder: Path) -> dict[str, str]:
     return {name: digest for name, digest in files_of(folder).items() if name not in ("pca.json", "mean.npy")}
 
 
-@pytest.fixture()
+@pytest.fixture
 def folders(tmp_path: Path) -> Path:
     """A tree of two classes with awkward names and four pictures each."""
     root = tmp_path / "source"
@@ -198,7 +198,11 @@ def test_an_unfinished_folder_is_not_mixed_with_other_settings(archives: Path, t
 
 def test_full_disk(archives: Path, tmp_path: Path) -> None:
     """A file-size limit is the full disk that a test can have without root: the same path, errno EFBIG."""
-    script = "import resource,signal,sys;signal.signal(signal.SIGXFSZ,signal.SIG_IGN);resource.setrlimit(resource.RLIMIT_FSIZE,(30000,30000));import runpy;sys.argv=sys.argv[1:];runpy.run_path(sys.argv[0],run_name='__main__')"
+    script = (
+        "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000)); sys.argv = sys.argv[1:]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
     result = run_command("-c", script, "tools/make_shards.py", "--source", archives, "--out", tmp_path / "out", "--shard-size", 8)
     one_line(result, "free space")
     assert not (tmp_path / "out" / "manifest.json").exists()

@@ -18,7 +18,7 @@ def scene(width: int, height: int) -> np.ndarray:
 
 def encode(picture: Image.Image, form: str, **options: object) -> bytes:
     out = io.BytesIO()
-    picture.save(out, form, **options)  # type: ignore[arg-type]
+    picture.save(out, form, **options)
     return out.getvalue()
 
 
@@ -93,11 +93,10 @@ def test_antialiased() -> None:
         (b"", "empty"),
         (b"<html>not found</html>", "not a picture"),
         (ODD["jpeg"][0][: len(ODD["jpeg"][0]) * 6 // 10], "truncated"),
-        (ODD["png named JPEG"][0][:200], ""),
+        (ODD["png named JPEG"][0][:200], "truncated|broken|cut"),
     ],
 )
 def test_what_is_no_picture_is_refused_with_a_reason(data: bytes, reason: str) -> None:
     with pytest.raises(PictureError, match=reason) as caught:
         convert(data, 256, 90)
-    assert str(caught.value)
     assert "\n" not in str(caught.value)

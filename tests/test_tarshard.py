@@ -13,7 +13,7 @@ from pipeline.tarshard import read_index, read_sample, tar_bytes, write_shard
 SAMPLES = [("n01_1", b"first picture" * 50, 3), ("n02_7", b"x", 0), ("n03-9", bytes(1024), 999)]
 
 
-@pytest.fixture()
+@pytest.fixture
 def shard(tmp_path: Path) -> Path:
     write_shard(tmp_path / "train-000000.tar", SAMPLES)
     return tmp_path / "train-000000.tar"

@@ -1,6 +1,6 @@
 """Colour statistics of every pixel of the training shards, and the mean image, written beside them.
 
-    python tools/compute_pca.py [--shards shards/]
+python tools/compute_pca.py [--shards shards/]
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def _sum_samples(samples: range) -> Sums:
             raise InputError(f"{path}: sample {key} at offset {offset} cannot be decoded ({error}); make this shard again") from None
         if pixels.shape != (size, size, 3):
             path, key, offset = _shards.place(sample)
-            raise InputError(f"{path}: sample {key} at offset {offset} is {pixels.shape[1]}x{pixels.shape[0]}, not {size}x{size}; make this shard again")
+            raise InputError(
+                f"{path}: sample {key} at offset {offset} is {pixels.shape[1]}x{pixels.shape[0]}, not {size}x{size}; make this shard again"
+            )
         sums.add(pixels)
     return sums
 

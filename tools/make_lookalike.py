@@ -5,6 +5,7 @@ Classes differ by structure only; colour, light and contrast come from one distr
 has them: walk the training pictures in rounds (the first of every class by ILSVRC2012_ID, then the second of every
 class, ...); the first six are ODDITIES, in that order (fewer where fewer fit). The first validation picture is grey.
 """
+
 import argparse
 import gzip
 import io
@@ -107,9 +108,16 @@ def draw_tree(kind: str, rng: Rng, w: int, h: int) -> Plane:
     """One bare tree in the middle, sometimes others beside it."""
     sheet, s = Image.new("L", (2 * w, 2 * h)), 2 * min(w, h)  # drawn double, for smooth edges
     pen, spread, shrink = ImageDraw.Draw(sheet), rng.uniform(0.35, 0.7), rng.uniform(0.72, 0.8)
-    for place in (0.0, -0.7, 0.7)[:int(rng.integers(1, 4))]:
-        twigs = [(w + s * (place + rng.uniform(-0.12, 0.12)), h + s * rng.uniform(0.4, 0.55), rng.uniform(-0.2, 0.2),
-                  s * rng.uniform(0.2, 0.28), s * between(rng, 0.04, 0.07))]
+    for place in (0.0, -0.7, 0.7)[: int(rng.integers(1, 4))]:
+        twigs = [
+            (
+                w + s * (place + rng.uniform(-0.12, 0.12)),
+                h + s * rng.uniform(0.4, 0.55),
+                rng.uniform(-0.2, 0.2),
+                s * rng.uniform(0.2, 0.28),
+                s * between(rng, 0.04, 0.07),
+            )
+        ]
         for x, y, lean, length, width in twigs:  # grows while it is walked
             tip = x + length * np.sin(lean), y - length * np.cos(lean)
             pen.line((x, y, *tip), fill=255, width=max(2, round(width)))
@@ -121,10 +129,19 @@ def draw_tree(kind: str, rng: Rng, w: int, h: int) -> Plane:
 # words of the class, of which the first names the kind, and what draws it:
 # (kind, rng, width, height) to (h, w) float32, 0 and below ground, 1 and above ink
 KINDS: dict[str, Callable[[str, Rng, int, int], Plane]] = {
-    "stripes, straight grating": draw_waves, "target, concentric rings": draw_waves, "spots, polka dots": draw_tiles,
-    "brick wall, masonry": draw_tiles, "bare tree, branches": draw_tree, "labyrinth, winding paths": draw_waves,
-    "sunburst, rays": draw_waves, "checkerboard, chequer": draw_waves, "hills, skyline": draw_waves,
-    "stars, asterisks": draw_tiles, "hoops, open circles": draw_tiles, "zigzag, chevron": draw_waves}
+    "stripes, straight grating": draw_waves,
+    "target, concentric rings": draw_waves,
+    "spots, polka dots": draw_tiles,
+    "brick wall, masonry": draw_tiles,
+    "bare tree, branches": draw_tree,
+    "labyrinth, winding paths": draw_waves,
+    "sunburst, rays": draw_waves,
+    "checkerboard, chequer": draw_waves,
+    "hills, skyline": draw_waves,
+    "stars, asterisks": draw_tiles,
+    "hoops, open circles": draw_tiles,
+    "zigzag, chevron": draw_waves,
+}
 
 
 def cloth(rng: Rng, w: int, h: int, colour: npt.NDArray[np.float64]) -> Image.Image:
@@ -177,8 +194,14 @@ def draw_job(job: Job) -> bytes:
     elif oddity == "turned":  # stored lying; a viewer that heeds the tag turns it upright
         picture, exif[0x0112] = picture.transpose(Image.Transpose.ROTATE_90), 6
     picture = picture.convert({"png": "RGBA", "cmyk": "CMYK", "grey": "L"}.get(oddity, "RGB"))
-    picture.save(data, "PNG" if oddity == "png" else "JPEG", quality=int(rng.integers(75, 96)), subsampling=int(rng.choice((0, 2))),
-                 progressive=oddity == "progressive", exif=exif.tobytes() if exif else b"")
+    picture.save(
+        data,
+        "PNG" if oddity == "png" else "JPEG",
+        quality=int(rng.integers(75, 96)),
+        subsampling=int(rng.choice((0, 2))),
+        progressive=oddity == "progressive",
+        exif=exif.tobytes() if exif else b"",
+    )
     return data.getvalue()
 
 
@@ -197,8 +220,16 @@ def meta_mat(wnids: list[str], words: list[str], train: int) -> bytes:
     for i, below in enumerate(children):
         name, word = (wnids[i], words[i]) if i < count else (f"n8{i:07d}", f"group {i}")
         rank = (i >= count) + (i == len(children) - 1)  # 0 for a leaf, 1 for a group, 2 for the root
-        synsets[i, 0] = (np.int32(i + 1), name, word, f"a drawing of {word}", np.int32(len(below)),
-                         np.array([below], np.int32), np.int32(rank), np.int32(0 if rank else train))
+        synsets[i, 0] = (
+            np.int32(i + 1),
+            name,
+            word,
+            f"a drawing of {word}",
+            np.int32(len(below)),
+            np.array([below], np.int32),
+            np.int32(rank),
+            np.int32(0 if rank else train),
+        )
     data = io.BytesIO()
     scipy.io.savemat(data, {"synsets": synsets}, do_compression=True)
     return b"MATLAB 5.0 MAT-file, ILSVRC2012 look-alike".ljust(116) + data.getvalue()[116:]  # no date
@@ -276,18 +307,28 @@ def make_lookalike(out: Path, classes: int, train: int, val: int, seed: int, sid
     out.mkdir(parents=True, exist_ok=True)
     drawn = draw_all(jobs, workers) if workers > 1 else map(draw_job, jobs)
     files = iter(tqdm(drawn, "drawing", len(jobs), unit=" pictures"))
-    write_all(out, settings, [
-        lambda file: write_tar(file, class_tars(files, wnids, train, seed)),
-        lambda file: write_tar(file, ((f"ILSVRC2012_val_{n:08d}.JPEG", data) for n, data in enumerate(files, 1))),
-        lambda file: write_devkit(file, meta_mat(wnids, words, train), truth)])
+    write_all(
+        out,
+        settings,
+        [
+            lambda file: write_tar(file, class_tars(files, wnids, train, seed)),
+            lambda file: write_tar(file, ((f"ILSVRC2012_val_{n:08d}.JPEG", data) for n, data in enumerate(files, 1))),
+            lambda file: write_devkit(file, meta_mat(wnids, words, train), truth),
+        ],
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw a look-alike of ILSVRC2012.", usage=argparse.SUPPRESS)  # one-line errors
     parser.add_argument("--out", type=Path, default=Path("data"), help="folder of the archives")
-    for name, usual, meaning in (("classes", 10, f"how many, up to {len(KINDS)}"), ("train", 160, "pictures a class"),
-                                 ("val", 20, "pictures a class"), ("seed", 0, "another seed, other pictures"),
-                                 ("side", 500, "usual long side in pixels"), ("workers", os.cpu_count() or 1, "processes")):
+    for name, usual, meaning in (
+        ("classes", 10, f"how many, up to {len(KINDS)}"),
+        ("train", 160, "pictures a class"),
+        ("val", 20, "pictures a class"),
+        ("seed", 0, "another seed, other pictures"),
+        ("side", 500, "usual long side in pixels"),
+        ("workers", os.cpu_count() or 1, "processes"),
+    ):
         parser.add_argument(f"--{name}", type=int, default=usual, help=f"{meaning} (%(default)s)")
     try:
         make_lookalike(**vars(parser.parse_args()))

@@ -1,6 +1,6 @@
 """ILSVRC archives or class folders -> WebDataset shards of 256x256 JPEGs, their indexes and a manifest.
 
-    python tools/make_shards.py [--source DIR] [--out shards/]
+python tools/make_shards.py [--source DIR] [--out shards/]
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ import hashlib
 import json
 import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from tqdm import tqdm
 
@@ -38,34 +37,11 @@ from pipeline.manifest import (
     write_manifest,
 )
 from pipeline.order import order
-from pipeline.tarshard import write_shard
-from tools.sources import Entry, Listing, list_source
-from tools.picture import PictureError, convert
+from tools.shard_worker import Done, Task, make_shard, start_worker
+from tools.sources import Listing, list_source
 
 PROGRESS = ".progress.jsonl"  # one line per finished shard; gone when the manifest is there
 WRITE_EPOCH = 2**32 - 1  # the order of samples in the shards: an epoch number that no training reaches
-
-
-@dataclass(frozen=True)
-class Task:
-    """One shard to make."""
-
-    split: str
-    path: Path
-    entries: list[Entry]
-    settings: Settings
-
-
-@dataclass(frozen=True)
-class Done:
-    """One shard made. samples may be fewer than planned, or none, when files were rejected; rejected: (name, reason)."""
-
-    split: str
-    name: str
-    samples: int
-    bytes: int
-    sha256: str
-    rejected: list[tuple[str, str]]
 
 
 def make_shards(source: Path, out: Path, settings: Settings, workers: int) -> Manifest:
@@ -169,9 +145,9 @@ def _convert_all(tasks: list[Task], done: dict[str, Done], progress: IO[str], wo
     before = total - sum(len(task.entries) for task in tasks)
     with (
         tqdm(total=total, initial=before, unit=" pictures", desc="shards", mininterval=0.5 if sys.stderr.isatty() else 30) as bar,
-        ProcessPoolExecutor(workers, context, _start_worker, (counter,)) as pool,
+        ProcessPoolExecutor(workers, context, start_worker, (counter,)) as pool,
     ):
-        waiting: set[Future[Done]] = {pool.submit(_make_shard, task) for task in tasks}
+        waiting: set[Future[Done]] = {pool.submit(make_shard, task) for task in tasks}
         try:
             while waiting:
                 finished, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -186,56 +162,19 @@ def _convert_all(tasks: list[Task], done: dict[str, Done], progress: IO[str], wo
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-_counter: Any = None
-
-
-def _start_worker(counter: Any) -> None:
-    global _counter
-    _counter = counter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-
-
-def _make_shard(task: Task) -> Done:
-    """In a worker: convert the pictures of one shard and write it."""
-    samples, rejected = [], []
-    for entry in task.entries:
-        try:
-            jpeg = convert(_read(entry), task.settings.size, task.settings.quality)
-            samples.append((entry.key, jpeg, entry.label))
-        except PictureError as error:
-            rejected.append((entry.name, str(error)))
-        with _counter.get_lock():
-            _counter.value += 1
-    if not samples:
-        return Done(task.split, task.path.name, 0, 0, "", rejected)
-    written = write_shard(task.path, samples)
-    return Done(task.split, task.path.name, written.samples, written.bytes, written.sha256, rejected)
-
-
-def _read(entry: Entry) -> bytes:
-    try:
-        with open(entry.file, "rb") as file:
-            data = os.pread(file.fileno(), entry.size, entry.offset)
-    except OSError as error:
-        raise PictureError(f"cannot be read: {error.strerror}") from None
-    if len(data) != entry.size:
-        raise PictureError(f"only {len(data)} of its {entry.size} bytes could be read")
-    return data
-
-
 def _manifest(listing: Listing, settings: Settings, done: list[Done]) -> Manifest:
     splits = {}
     for split in listing.splits:
         shards = tuple(Shard(name=d.name, samples=d.samples, bytes=d.bytes, sha256=d.sha256) for d in done if d.split == split and d.samples)
         splits[split] = Split(samples=sum(shard.samples for shard in shards), shards=shards)
-    rejected = tuple(Rejected(split=d.split, name=name, reason=reason) for d in done for name, reason in d.rejected)  # type: ignore[arg-type]
+    rejected = tuple(Rejected(split=d.split, name=name, reason=reason) for d in done for name, reason in d.rejected)
     return Manifest(
         format_version=FORMAT_VERSION,
         settings=settings,
         source=listing.source,
         classes=listing.classes,
         classes_sha256=classes_digest(listing.classes),
-        splits=splits,  # type: ignore[arg-type]
+        splits=splits,
         rejected=tuple(sorted(rejected, key=lambda r: (r.split, r.name))),
     )
 
@@ -266,7 +205,11 @@ def _report(manifest: Manifest, out: Path, allowed: int) -> int:
     more = len(manifest.rejected) - allowed
     print(f"{len(manifest.rejected)} files rejected, all listed in {out / NAME}; the shards are complete without them", file=sys.stderr)
     if more > 0:
-        print(f"error: {len(manifest.rejected)} rejected, {allowed} allowed; mend the source, or accept them with --allow-failures {len(manifest.rejected)}", file=sys.stderr)
+        print(
+            f"error: {len(manifest.rejected)} rejected, {allowed} allowed; mend the source, "
+            f"or accept them with --allow-failures {len(manifest.rejected)}",
+            file=sys.stderr,
+        )
     return 1 if more > 0 else 0
 
 
@@ -281,7 +224,14 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: all cores)")
     parser.add_argument("--allow-failures", type=int, default=0, metavar="N", help="exit 0 with up to N rejected files (default: 0)")
     parsed = parser.parse_args(arguments)
-    for name, low, high in (("size", 16, 1024), ("quality", 1, 95), ("shard_size", 1, 10**6), ("seed", 0, 2**64 - 1), ("workers", 1, 4096), ("allow_failures", 0, 10**9)):
+    for name, low, high in (
+        ("size", 16, 1024),
+        ("quality", 1, 95),
+        ("shard_size", 1, 10**6),
+        ("seed", 0, 2**64 - 1),
+        ("workers", 1, 4096),
+        ("allow_failures", 0, 10**9),
+    ):
         if not low <= getattr(parsed, name) <= high:
             raise InputError(f"--{name.replace('_', '-')} must be from {low} to {high}, not {getattr(parsed, name)}")
     return parsed

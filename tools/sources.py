@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Literal, NamedTuple, cast
 
 import scipy.io
 
@@ -46,18 +46,21 @@ def list_source(folder: Path) -> Listing:
         return _list_archives(folder)
     if (folder / "train").is_dir():
         return _list_class_folders(folder)
-    raise InputError(f"{folder} has neither {TRAIN_TAR} (with {VAL_TAR} and {DEVKIT} beside it) nor train/CLASS/ folders; give the folder that holds them with --source")
+    raise InputError(
+        f"{folder} has neither {TRAIN_TAR} (with {VAL_TAR} and {DEVKIT} beside it) nor train/CLASS/ folders; "
+        "give the folder that holds them with --source"
+    )
 
 
-def _listing(kind: str, classes: tuple[ClassEntry, ...], splits: dict[str, list[Entry]]) -> Listing:
+def _listing(kind: Literal["ilsvrc2012-archives", "class-folders"], classes: tuple[ClassEntry, ...], splits: dict[str, list[Entry]]) -> Listing:
     digest = hashlib.sha256()
     for split, entries in splits.items():
         _make_keys_unique(entries)
         for entry in entries:
             digest.update(f"{split} {entry.name!r} {entry.label} {entry.size}\n".encode())
-    for entry in classes:
-        digest.update(f"{entry.index} {entry.wnid!r} {entry.ilsvrc_id}\n".encode())
-    return Listing(Source(kind=kind, sha256=digest.hexdigest()), classes, splits)  # type: ignore[arg-type]
+    for row in classes:
+        digest.update(f"{row.index} {row.wnid!r} {row.ilsvrc_id}\n".encode())
+    return Listing(Source(kind=kind, sha256=digest.hexdigest()), classes, splits)
 
 
 # --- the official archives
@@ -128,7 +131,7 @@ def _train_entries(path: Path, index_of: dict[str, int]) -> Iterator[Entry]:
                 raise InputError(f"{path}: member {archive.name} is no class of the devkit; do the two belong to the same year and task?")
             seen.add(wnid)
             inner = _Window(path, archive.offset_data, archive.size)
-            for member in _members(inner, f"{path}: {archive.name}", archive.size):
+            for member in _members(cast(IO[bytes], inner), f"{path}: {archive.name}", archive.size):
                 key = clean_key(Path(member.name).stem)
                 yield Entry(f"{archive.name}/{member.name}", key, index_of[wnid], str(path), archive.offset_data + member.offset_data, member.size)
             inner.close()

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from model.recipe import RECIPES, Recipe, read_recipe
+from pipeline import InputError
+
+
+def test_the_paper_is_the_default() -> None:
+    assert read_recipe("alexnet", []) == Recipe()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_shipped_recipes_are_valid(name: str) -> None:
+    assert read_recipe(name, []).model.sides()[-1] >= 1
+
+
+def test_overrides() -> None:
+    recipe = read_recipe("alexnet", ["train.rate=1e-3", "model.lrn.k=1", "model.bias=[0, .1, 0, .1, .1, .1, .1, 0]", "data.colour=stddev"])
+    assert (recipe.train.rate, recipe.model.lrn.k, recipe.data.colour) == (1e-3, 1.0, "stddev")
+    assert recipe.model.bias[1] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.rat=0.1", ["unknown key train.rat", "rate", "momentum"]),
+        ("model.lrn.K=2", ["unknown key model.lrn.K", "alpha"]),
+        ("optimiser.rate=0.1", ["unknown key optimiser", "train"]),
+        ("train.rate=fast", ["train.rate", "number", '"fast"']),
+        ("train.rate=-1", ["train.rate", "greater than 0", "-1"]),
+        ("train.batch=12.5", ["train.batch", "integer", "12.5"]),
+        ("train.batch=true", ["train.batch", "integer"]),
+        ("data.colour=red", ["data.colour", "'eigenvalue', 'stddev' or 'none'"]),
+        ("model.maps=[96, 256]", ["model.maps"]),
+        ("model.maps=[95, 256, 384, 384, 256]", ["even", "95"]),
+        ("model.input=40", ["too small"]),
+        ("model.lrn.n=4", ["odd"]),
+        ("train.drop_epochs=[5]", ["drop_epochs belongs to schedule: fixed"]),
+        ("train.rate", ["expected KEY=VALUE"]),
+        ("train.rate=[1", ["not YAML"]),
+        ("train=5", ["train"]),
+        ("train.rate.x=5", ["not a table"]),
+    ],
+)
+def test_what_cannot_be_is_one_line_that_names_the_key(override: str, words: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        read_recipe("alexnet", [override])
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value), caught.value
+
+
+def test_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="known are alexnet, alexnet-2012, small"):
+        read_recipe("vgg", [])
+    (tmp_path / "mine.yaml").write_text("train:\n  rate: 1e-3\n")
+    assert read_recipe(str(tmp_path / "mine.yaml"), []).train.rate == 1e-3
+    (tmp_path / "mine.yaml").write_text("- a list\n")
+    with pytest.raises(InputError, match="not a table"):
+        read_recipe(str(tmp_path / "mine.yaml"), [])
+
+
+def test_every_key_is_read_somewhere() -> None:
+    """Each field's name stands in the package outside the models that declare it: a knob that nothing reads is a lie."""
+    sources = "".join(path.read_text() for path in (ROOT / "model").glob("*.py"))
+    for table in (Recipe.model_fields["model"], Recipe.model_fields["data"], Recipe.model_fields["train"]):
+        for name in table.annotation.model_fields:  # type: ignore[union-attr]
+            assert re.search(rf"\.{name}\b", sources), f"nothing reads {name}"

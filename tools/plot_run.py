@@ -1,0 +1,349 @@
+"""Pictures of a training run, made from its files alone: curves, first-layer kernels, predictions.
+
+    python tools/plot_run.py --run RUN [--shards shards/]
+
+Writes curves.png (loss and validation error), kernels.png (paper, Figure 3) and predictions.png (Figure 4) into RUN.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import sys
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from pipeline.atomic import atomic_file
+from pipeline.decode_fault import bad_picture
+from pipeline.errors import InputError, one_line_errors
+from pipeline.manifest import ClassEntry
+from pipeline.shards import ShardSet
+
+WIDTH, DPI = 10.0, 160  # inches, pixels an inch: 1600 pixels
+BLUE, ORANGE, GREY, LIGHT, INK = "#2b6cb0", "#c05621", "#7a808a", "#d5d8dc", "#22262b"
+SMOOTH = 50  # a running mean over 1/50 of the logged losses is drawn over them
+KERNELS_A_ROW = 16  # as in Figure 3: 48 kernels of a column in three rows
+
+
+class Guess(BaseModel):
+    """A class and the probability given to it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    label: int = Field(alias="class", ge=0)
+    probability: float = Field(ge=0, le=1.001)  # averaged softmax outputs: 1 but for rounding
+
+
+class Prediction(BaseModel):
+    """A validation picture's id, its class, and the best guesses in falling order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: int = Field(ge=0)
+    label: int = Field(ge=0)
+    best: tuple[Guess, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Net:
+    """What is drawn of a checkpoint. conv1: (maps, 3, side, side) float32, RGB, first half of the maps is column 0."""
+
+    path: Path
+    step: int
+    conv1: np.ndarray
+    classes: int
+    classes_sha256: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture of Figure 4: (size, size, 3) uint8, the name of its class, and (name, probability, right) of each guess."""
+
+    picture: np.ndarray
+    name: str
+    guesses: list[tuple[str, float, bool]]
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; one that is still being written is left out. Raises InputError."""
+    path = run / "metrics.jsonl"
+    if not run.is_dir():
+        raise InputError(f"there is no run {run}; give the folder that model.train wrote (--run)")
+    try:
+        content = path.read_text("utf-8", errors="replace")
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing, so {run} is not the folder of a run; give the one that model.train wrote (--run)") from None
+    lines = []
+    for number, line in enumerate(content.split("\n")[:-1], start=1):
+        try:
+            values = json.loads(line)
+        except ValueError:
+            values = None
+        if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+            raise InputError(f"{path}: line {number} is not a line of metrics; remove it, or train the run again")
+        lines.append(values)
+    if not any("loss_nats" in line for line in lines):
+        raise InputError(f"{path} has no loss yet; wait for the first log line of the training")
+    return lines
+
+
+def read_net(run: Path) -> Net:
+    """The newest checkpoint of a run, else its best: the net that the last numbers are of. Raises InputError."""
+    folder = run / "checkpoints"
+    found = sorted(folder.glob("step-*.pt")) or sorted(folder.glob("best.pt"))
+    if not found:
+        raise InputError(f"{folder} has no checkpoint yet; one is written at the end of every epoch")
+    path = found[-1]
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        kernels = content["model"]["conv1.weight"].float().numpy()
+        net = Net(path, content["step"], kernels, content["classes"], content["classes_sha256"])
+    except Exception as error:  # torch.load has no error of its own for a file that is not a checkpoint
+        raise InputError(f"{path} is not a checkpoint that can be read ({type(error).__name__}); move it away, so that another is used") from None
+    if kernels.ndim != 4 or kernels.shape[1] != 3 or len(kernels) < 2:
+        raise InputError(f"{path}: conv1.weight is {kernels.shape}, not (maps, 3, side, side); give a run of model.train")
+    return net
+
+
+def read_predictions(run: Path) -> list[Prediction]:
+    """The predictions kept at the end of a training. Raises InputError."""
+    path = run / "predictions.json"
+    try:
+        predictions = TypeAdapter(list[Prediction]).validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: it is written when the training ends; go on with model.train --resume") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{path}: {'.'.join(map(str, first['loc'])) or 'the whole file'}: {first['msg']}; train the run again") from None
+    if not predictions:
+        raise InputError(f"{path} holds no predictions, so there is nothing to draw; train with shards that have validation pictures")
+    return predictions
+
+
+def class_name(entry: ClassEntry) -> str:
+    """The first of a class's words, or its wnid where there are none."""
+    return entry.words.split(",")[0].strip() or entry.wnid
+
+
+def decoded(shards: ShardSet, sample: int) -> tuple[np.ndarray, int]:
+    """A stored picture, (size, size, 3) uint8, and its label. Raises InputError."""
+    jpeg, label = shards.read(sample)
+    try:
+        return np.asarray(Image.open(io.BytesIO(jpeg.tobytes())).convert("RGB")), label
+    except (OSError, ValueError, SyntaxError) as error:
+        raise bad_picture(shards, np.array([sample]), RuntimeError(str(error))) from None
+
+
+def write_png(figure: Figure, path: Path) -> None:
+    """Draw a figure into `path`, whole or not at all. Raises InputError where there is no such folder."""
+    if not path.parent.is_dir() or path.is_dir():
+        raise InputError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else 'its folder does not exist'}; name another file")
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=DPI)
+
+
+def _style(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK, pad=20)
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, color="#e6e8eb", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=9, colors=INK)
+
+
+def _chance(axes: Axes, height: float, text: str, colour: str, below: bool = False) -> None:
+    """What guessing gives, as a dotted line with its words at the right end, above or below it."""
+    axes.axhline(height, color=colour, linewidth=1, linestyle=":")
+    place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right", "fontsize": 8}
+    axes.annotate(text, (1, height), (0, -11 if below else 4), color=colour, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5}, **place)  # type: ignore[arg-type]
+
+
+def draw_curves(lines: list[dict[str, Any]], classes: int) -> Figure:
+    """Loss against step and validation errors against epoch, side by side."""
+    figure = Figure(figsize=(WIDTH, 4.1), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    draw_loss(left, [line for line in lines if "loss_nats" in line], classes)
+    draw_errors(right, lines, classes)
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)  # type: ignore[union-attr,call-arg]
+    return figure
+
+
+def rate_drops(train: list[dict[str, Any]]) -> list[tuple[int, float]]:
+    """(last step under the old rate, new rate) wherever the logged rate changes."""
+    return [(before["step"], after["rate"]) for before, after in pairwise(train) if after["rate"] != before["rate"]]
+
+
+def draw_loss(axes: Axes, train: list[dict[str, Any]], classes: int) -> None:
+    """Logged losses, their running mean once there are many, chance, and a line with the new rate wherever it drops."""
+    _style(axes, "Training loss", "step", "cross-entropy, nats")
+    steps = np.array([line["step"] for line in train])
+    losses = np.array([line["loss_nats"] for line in train], dtype=float)
+    width = len(losses) // SMOOTH
+    axes.plot(steps, losses, color=BLUE, linewidth=1.6 if width < 2 else 0.8, alpha=1 if width < 2 else 0.4)
+    if width >= 2:
+        running = [np.convolve(values, np.ones(width) / width, "valid") for values in (steps, losses)]
+        axes.plot(*running, color=BLUE, linewidth=1.8)
+    axes.set_xlim(0, max(steps[-1], 1))
+    axes.set_ylim(0, 1.12 * max(np.nanmax(losses), math.log(classes)))
+    _chance(axes, math.log(classes), f"chance, ln {classes:,} = {math.log(classes):.2f}", GREY)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    over = axes.get_xaxis_transform()
+    axes.text(0, 1.015, f"rate {train[0]['rate']:g}", transform=over, fontsize=8, color=ORANGE)
+    for step, rate in rate_drops(train):
+        axes.axvline(step, color=ORANGE, linewidth=1, linestyle="--")
+        axes.text(step, 1.015, f"{rate:g}", transform=over, ha="center", fontsize=8, color=ORANGE)
+
+
+def draw_errors(axes: Axes, lines: list[dict[str, Any]], classes: int) -> None:
+    """Top-1 and top-5 error of the centre view after each epoch, chance, and the ten views at the end."""
+    _style(axes, "Validation error", "epoch", "wrong, %")
+    validation = [line for line in lines if "val_top1_error_percent" in line]
+    if not validation:
+        axes.text(0.5, 0.5, "not validated yet", transform=axes.transAxes, ha="center", color=GREY)
+        return
+    epochs, ten = [line["epoch"] for line in validation], [line for line in lines if "val_ten_view_top1_error_percent" in line]
+    for best, colour in ((1, BLUE), (5, ORANGE)):
+        errors = [line[f"val_top{best}_error_percent"] for line in validation]
+        axes.plot(epochs, errors, color=colour, linewidth=1.6, marker="o", markersize=3, label=f"top-{best}, centre view: {errors[-1]:.1f} %")
+        if ten:
+            error = ten[-1][f"val_ten_view_top{best}_error_percent"]
+            label = f"top-{best}, ten views: {error:.1f} %"
+            axes.plot(epochs[-1:], [error], "D", color=colour, markerfacecolor="white", markersize=6, label=label, clip_on=False, zorder=5)
+        chance = 100 * (1 - best / classes)
+        if chance > 0:
+            _chance(axes, chance, f"chance, top-{best}: {chance:.{0 if chance == round(chance) else 1}f} %", colour, below=best == 5)
+    axes.set_xlim(0, epochs[-1] + 0.3)
+    axes.set_ylim(0, 100)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    axes.legend(loc="upper right", bbox_to_anchor=(1, 0.89), fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
+
+
+def kernel_sheet(kernels: np.ndarray) -> np.ndarray:
+    """The kernels of one column side by side, white between them: (height, width, 3) of 0..1.
+
+    kernels: (n, 3, side, side). Each is scaled to its own range around mid-grey: zero is 0.5, its largest weight 0 or 1.
+    """
+    count, _, side, _ = kernels.shape
+    across = min(KERNELS_A_ROW, count)
+    sheet = np.ones((-(-count // across) * (side + 1) - 1, across * (side + 1) - 1, 3))
+    for i, kernel in enumerate(kernels):
+        y, x = i // across * (side + 1), i % across * (side + 1)
+        largest = max(float(np.abs(kernel).max()), np.finfo(np.float32).tiny)
+        sheet[y : y + side, x : x + side] = 0.5 + 0.5 * kernel.transpose(1, 2, 0) / largest
+    return sheet
+
+
+def draw_kernels(net: Net) -> Figure:
+    """All first-layer kernels, column 0 in the upper half and column 1 in the lower (Figure 3 of the paper)."""
+    half, side = len(net.conv1) // 2, net.conv1.shape[2]
+    sheets = [kernel_sheet(part) for part in (net.conv1[:half], net.conv1[half:])]
+    margin, title = 0.2, 0.45  # inches
+    height = (WIDTH - 2 * margin) * sheets[0].shape[0] / sheets[0].shape[1]
+    figure = Figure(figsize=(WIDTH, 2 * (height + title) + margin + 0.3))
+    total = figure.get_figheight()
+    for column, sheet in enumerate(sheets):
+        bottom = total - (column + 1) * (height + title)
+        axes = figure.add_axes((margin / WIDTH, bottom / total, 1 - 2 * margin / WIDTH, height / total))
+        axes.imshow(sheet, interpolation="nearest")
+        axes.set_axis_off()
+        title_text = f"Column {column}, kernels {column * half + 1} to {column * half + half}"
+        axes.set_title(title_text, loc="left", fontsize=11, fontweight="bold", color=INK)
+    words = f"{side} x {side} x 3 weights of conv1 after step {net.step:,}; each kernel scaled to its own range, grey is zero"
+    figure.text(margin / WIDTH, 0.15 / total, words, fontsize=9, color=GREY)
+    return figure
+
+
+def shown_pictures(predictions: list[Prediction], shards: ShardSet) -> list[Shown]:
+    """Pictures and names of the predictions. Raises InputError for shards that they were not made on."""
+    names, found, remedy = [class_name(entry) for entry in shards.manifest.classes], [], "give the shards of the training (--shards)"
+    for prediction in predictions:
+        if prediction.id >= len(shards) or max(guess.label for guess in prediction.best) >= len(names):
+            raise InputError(f"predictions.json names a picture or class that {shards.folder} does not have; {remedy}")
+        picture, label = decoded(shards, prediction.id)
+        if label != prediction.label:
+            raise InputError(f"picture {prediction.id} is of another class in {shards.folder} than in predictions.json; {remedy}")
+        guesses = [(names[guess.label], guess.probability, guess.label == label) for guess in prediction.best]
+        found.append(Shown(picture, names[label], guesses))
+    return found
+
+
+def draw_predictions(shown: list[Shown]) -> Figure:
+    """Pictures with their classes under them and the best guesses as bars, four in a row (Figure 4 of the paper)."""
+    across = min(4, len(shown))
+    down = -(-len(shown) // across)
+    figure = Figure(figsize=(WIDTH * max(across, 2) / 4, 4.0 * down + 0.1))
+    margins = {"left": 0.02, "right": 0.98, "top": 0.985, "bottom": 0.02, "hspace": 0.2, "wspace": 0.1}
+    grid = figure.add_gridspec(2 * down, across, height_ratios=[2.35, 1.2] * down, **margins)
+    for i, one in enumerate(shown):
+        row, column = 2 * (i // across), i % across
+        picture, bars = figure.add_subplot(grid[row, column]), figure.add_subplot(grid[row + 1, column])
+        picture.imshow(one.picture)
+        picture.set_xticks([])
+        picture.set_yticks([])
+        picture.set_xlabel(_shortened(one.name), fontsize=10, fontweight="bold", color=INK, labelpad=5)
+        picture.spines[:].set_color(LIGHT)
+        draw_guesses(bars, one.guesses)
+    return figure
+
+
+def draw_guesses(axes: Axes, guesses: list[tuple[str, float, bool]]) -> None:
+    """(name, probability, right) as horizontal bars with their words on them; the right one is orange."""
+    for place, (name, probability, right) in enumerate(guesses):
+        colour = "#f6a56b" if right else "#b5cdea"
+        axes.barh(place, probability, height=0.84, left=0, color=colour)
+        axes.text(0.02, place, _shortened(name), va="center", fontsize=8.5, color=INK, fontweight="bold" if right else "normal", clip_on=True)
+        axes.text(0.985, place, f"{100 * probability:.1f} %", va="center", ha="right", fontsize=7.5, color="#555b63")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(4.5, -0.5)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_color(LIGHT)
+
+
+def _shortened(name: str) -> str:
+    """A name that is not longer than a picture is wide."""
+    return name if len(name) <= 22 else name[:21] + "…"
+
+
+def plot_run(run: Path, folder: Path) -> None:
+    """Write the three pictures, each path said when its file is there. Raises InputError."""
+    lines, net = read_metrics(run), read_net(run)
+    shards = ShardSet(folder, "val")
+    if shards.manifest.classes_sha256 != net.classes_sha256:
+        raise InputError(f"{folder} has other classes than {run} was trained on; give the shards of its training (--shards)")
+    _write(draw_curves(lines, net.classes), run / "curves.png")
+    _write(draw_kernels(net), run / "kernels.png")
+    _write(draw_predictions(shown_pictures(read_predictions(run), shards)), run / "predictions.png")
+
+
+def _write(figure: Figure, path: Path) -> None:
+    write_png(figure, path)
+    print(path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Pictures of a training run: curves, first-layer kernels, predictions.")
+    parser.add_argument("--run", type=Path, required=True, help="folder that model.train wrote")
+    parser.add_argument("--shards", type=Path, default=Path("shards"), help="folder made by make_shards (default: shards/)")
+    given = parser.parse_args(arguments)
+    with one_line_errors():
+        plot_run(given.run, given.shards)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,9 +5,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from conftest import one_line, run_command
 
-from tests.conftest import one_line, run_command
-from tools.bench_loader import STAGES, schedule
+from tools.bench_loader import STAGES, main, schedule
 
 BENCH = "tools/bench_loader.py"
 
@@ -36,8 +36,7 @@ def test_every_row_counts_the_images_asked_for(made_shards: Path, tmp_path: Path
 def test_more_images_than_the_shards_have_go_round_again(made_shards: Path, tmp_path: Path) -> None:
     """48 pictures: a batch of 32 leaves 16 over in each epoch, and 70 images are three batches, of three epochs."""
     out = tmp_path / "x.json"
-    run = run_command(BENCH, "--shards", made_shards, "--images", 70, "--batch", 32, "--rounds", 2, "--threads", 2, "--out", out)
-    assert run.returncode == 0, run.stderr
+    main(["--shards", str(made_shards), "--images", "70", "--batch", "32", "--rounds", "2", "--threads", "2", "--out", str(out)])
     assert {row["images"] for row in json.loads(out.read_text())["rows"]} == {2 * 96}
 
 
@@ -55,6 +54,9 @@ def test_no_shards_is_one_line(tmp_path: Path) -> None:
     one_line(run_command(BENCH, "--shards", tmp_path / "none", "--out", tmp_path / "x.json"), "none is not a folder", "tools/make_shards.py")
 
 
-def test_a_batch_beyond_the_shards_is_one_line(made_shards: Path, tmp_path: Path) -> None:
-    one_line(run_command(BENCH, "--shards", made_shards, "--batch", 49, "--out", tmp_path / "x.json"), "batch 49", "48 samples")
+def test_a_batch_beyond_the_shards_is_one_line(made_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--shards", str(made_shards), "--batch", "49", "--out", str(tmp_path / "x.json")])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("error: batch 49 is larger than the 48 samples")
     assert not (tmp_path / "x.json").exists()

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from model.lrn import lrn, lrn_plain, within_map_norm
 
-PAPER = {"k": 2.0, "n": 5, "alpha": 1e-4, "beta": 0.75}
+PAPER: dict[str, Any] = {"k": 2.0, "n": 5, "alpha": 1e-4, "beta": 0.75}
 
 
 def maps(channels: int, seed: int = 0) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 from conftest import CLASSES, TRAIN, one_line, run_command
 from PIL import Image
 
-from pipeline import Augmentation, ImageLoader, read_manifest
+from pipeline import Augmentation, ImageLoader, InputError, read_manifest
 from pipeline.colour import read_colour_stats
 from pipeline.shards import ShardSet
 from tools import plot_run, show_batch
@@ -184,13 +184,16 @@ def test_shards_of_other_classes_are_refused(command: Command, run: Path, made_s
 
 
 def test_without_predictions_the_other_pictures_are_made(command: Command, run: Path, made_shards: Path) -> None:
-    given = ["--run", run, "--shards", made_shards]
-    path = run / "predictions.json"
-    rows = json.loads(path.read_text())
-    for changed, words in (({"id": 10_000}, "does not have"), ({"label": (rows[0]["label"] + 1) % CLASSES}, "another class"), ({"id": "x"}, "0.id")):
-        path.write_text(json.dumps([{**rows[0], **changed}]))
-        one_line(command(plot_run.main, *given), words)
-    path.unlink()
-    done = command(plot_run.main, *given)
+    (run / "predictions.json").unlink()
+    done = command(plot_run.main, "--run", run, "--shards", made_shards)
     one_line(done, "predictions.json", "--resume")
     assert done.stdout.split() == [str(run / "curves.png"), str(run / "kernels.png")]
+
+
+def test_predictions_of_other_shards_are_refused(run: Path, made_shards: Path) -> None:
+    path, shards = run / "predictions.json", ShardSet(made_shards, "val")
+    first = json.loads(path.read_text())[0]
+    for changed, words in (({"id": 10_000}, "does not have"), ({"label": (first["label"] + 1) % CLASSES}, "another class"), ({"id": "x"}, "0.id")):
+        path.write_text(json.dumps([{**first, **changed}]))
+        with pytest.raises(InputError, match=words):
+            plot_run.shown_pictures(plot_run.read_predictions(run), shards)

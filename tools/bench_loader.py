@@ -1,13 +1,11 @@
 """Images per second that each stage of the loader gives, side by side in one run.
 
-    python tools/bench_loader.py [--shards shards/] [--batch 128] [--threads 1,2] [--rounds 5] [--images 4000]
-                                 [--out docs/benchmarks/loader.json] [--device cpu|cuda]
+    python tools/bench_loader.py [--shards DIR] [--batch 128] [--threads 1,2] [--rounds 5] [--images 4000] [--out FILE] [--device cpu|cuda]
 
-The rows are in STAGES: a to e add one stage each, f and g are what training uses, h is plain DALI over the same tars.
-A round takes --images (in whole batches) through every row, so that a noisy machine hits all alike. Each pass has the
-same pictures (h: any), so all but the first read them from the page cache. The clock of a pass starts with empty queues
-and ends when the last batch is in hand and no more is under way, so neither filling nor running ahead is given away. A
-short round before is not counted. CPU-seconds are user and system time of the whole process, all threads.
+The rows are in STAGES: a to e add one stage each, f and g are what training uses, h is plain DALI over the same tars. A round takes --images
+(in whole batches) through every row, so that a noisy machine hits all alike; the round before the first is short and not counted. Each pass has
+the same pictures (h: any), so after the first they come from the page cache. The clock of a pass starts with empty queues and ends when the
+last batch is in hand and no more is under way: neither filling nor running ahead is given away. CPU-seconds are user and system time of all threads.
 """
 
 from __future__ import annotations
@@ -43,13 +41,12 @@ from pipeline.augment import Augmentation, finish
 from pipeline.colour import ColourStats, read_colour_stats
 from pipeline.draws import draw
 from pipeline.errors import InputError, one_line_errors
-from pipeline.graph import Fed, Out, _decode, _windows, build_graph, to_torch
+from pipeline.graph import Fed, _decode, _windows, build_graph, to_torch
 from pipeline.loader import ImageLoader
 from pipeline.order import order
 from pipeline.shards import ShardSet
 
-SEED = 0
-PREFETCH, WARM_UP = 2, 4  # batches: DALI works on ahead, ImageLoader's default; taken through each row before the first round
+SEED, PREFETCH, WARM_UP = 0, 2, 4  # batches: DALI works on ahead (ImageLoader's default); through each row before the first round
 
 STAGES = {  # row: (what it covers, what one has to know to read it)
     "a": ("feed", "permuted order, read with CRC, labels, draws, colour shift; no DALI; one thread"),
@@ -97,7 +94,7 @@ class Feed(Iterator[Fed]):
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._order = cache(partial(order, SEED, samples=len(setup.shards)))
+        self._order = cache(lambda epoch: order(SEED, epoch, len(setup.shards)))
         self.due: Iterator[tuple[int, int]] = iter(())
 
     def begin(self, batches: int) -> None:
@@ -119,9 +116,8 @@ class Feed(Iterator[Fed]):
 
 def encoded_or_decoded(setup: Setup, feed: Feed, threads: int, decode: bool) -> Any:
     """Pipeline of row b (decode False) or c."""
-    device_id = setup.device.index if decode else None
 
-    @pipeline_def(batch_size=setup.batch, num_threads=threads, device_id=device_id, prefetch_queue_depth=PREFETCH)
+    @pipeline_def(batch_size=setup.batch, num_threads=threads, device_id=setup.device.index if decode else None, prefetch_queue_depth=PREFETCH)
     def graph() -> Any:
         jpeg = fn.external_source(lambda: next(feed).jpegs, batch=True, dtype=types.UINT8, ndim=1)
         return _decode(jpeg, setup.device.type) if decode else jpeg
@@ -133,12 +129,11 @@ def plain_dali(setup: Setup, feed: Feed, threads: int) -> Any:
     """Pipeline of row h. A reader has no end, so a second input, two numbers a picture, ends the pass after its batches."""
     paths = [setup.shards.folder / shard.name for shard in setup.shards.manifest.splits["train"].shards]
     files: dict[str, Any] = {"paths": [str(path) for path in paths], "index_paths": [str(path.with_suffix(".idx")) for path in paths]}
-    side = setup.augmentation.crop
 
     @pipeline_def(batch_size=setup.batch, num_threads=threads, device_id=setup.device.index, prefetch_queue_depth=PREFETCH, seed=SEED)
     def graph() -> Any:
         jpeg = fn.readers.webdataset(**files, ext=["jpg"], random_shuffle=True, initial_fill=1000)
-        window = {"crop": (side, side), "crop_pos_x": fn.random.uniform(range=(0, 1)), "crop_pos_y": fn.random.uniform(range=(0, 1))}
+        window = {"crop": [setup.augmentation.crop] * 2, "crop_pos_x": fn.random.uniform(range=(0, 1)), "crop_pos_y": fn.random.uniform(range=(0, 1))}
         flipped = _windows(jpeg, window, fn.random.coin_flip(dtype=types.INT32), setup.device.type)
         return flipped, fn.external_source(lambda: np.array([next(feed.due)] * setup.batch), batch=True)
 
@@ -183,7 +178,7 @@ def make_rows(s: Setup, feed: Feed, threads: list[int]) -> list[Row]:
     """All rows in the order of STAGES. Raises InputError where ImageLoader does, before anything is measured."""
     rows = [Row("a", None, lambda: (len(fed.jpegs) for fed in feed))]
     both: dict[str, Any] = {"augmentation": s.augmentation, "batch": s.batch, "prefetch": PREFETCH}
-    graph = partial(build_graph, mean_image=s.stats.mean_image, device=s.device.type, device_id=s.device.index, **both)
+    graph: Callable[..., Any] = partial(build_graph, mean_image=s.stats.mean_image, device=s.device.type, device_id=s.device.index, **both)
     for n in threads:
         loader = ImageLoader(s.shards.folder, "train", seed=SEED, device=s.device, threads=n, **both)
         rows += [
@@ -234,11 +229,11 @@ def _where(device: torch.device) -> dict[str, Any]:
     names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
     libraries = {"numpy": np.__version__, "torch": str(torch.__version__), "dali": nvidia.dali.__version__}
     return {
         "machine": {"cpu": names[0] if names else platform.machine(), "cores": len(os.sched_getaffinity(0)), "gpu": gpu},
-        "versions": {"python": platform.python_version(), **libraries, "commit": commit or "unknown"},
+        "versions": {"python": platform.python_version(), **libraries, "commit": commit},
     }
 
 
@@ -280,8 +275,7 @@ def _check(given: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    defaults = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description="Images per second of each stage of the loader.", formatter_class=defaults)
+    parser = argparse.ArgumentParser(description="Speed of each stage of the loader.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--shards", type=Path, default=Path("shards"), help="folder made by make_shards, with colour statistics")
     parser.add_argument("--batch", type=int, default=128, help="images a batch")
     parser.add_argument("--threads", default="1,2", help="DALI's threads: a set of rows for each number")
@@ -297,8 +291,7 @@ def main(arguments: list[str] | None = None) -> int:
         setup = Setup(shards, stats, Augmentation(), given.batch, torch.device("cuda:0" if given.device == "cuda" else "cpu"))
         result = benchmark(setup, [int(count) for count in given.threads.split(",")], given.rounds, given.images)
         with atomic_file(given.out, "w") as file:
-            json.dump(result, file, indent=1)
-            file.write("\n")
+            file.write(json.dumps(result, indent=1) + "\n")
         print(table(result))
     return 0
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import math
 import sys
 from dataclasses import dataclass
@@ -18,53 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.atomic import atomic_file
 from pipeline.decode_fault import bad_picture
 from pipeline.errors import InputError, one_line_errors
 from pipeline.manifest import ClassEntry
 from pipeline.shards import ShardSet
+from tools.run_files import Net, Prediction, read_metrics, read_net, read_predictions
 
 WIDTH, DPI = 10.0, 160  # inches, pixels an inch: 1600 pixels
 BLUE, ORANGE, GREY, LIGHT, INK = "#2b6cb0", "#c05621", "#7a808a", "#d5d8dc", "#22262b"
 SMOOTH = 50  # a running mean over 1/50 of the logged losses is drawn over them
 KERNELS_A_ROW = 16  # as in Figure 3: 48 kernels of a column in three rows
-
-
-class Guess(BaseModel):
-    """A class and the probability given to it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    label: int = Field(alias="class", ge=0)
-    probability: float = Field(ge=0, le=1.001)  # averaged softmax outputs: 1 but for rounding
-
-
-class Prediction(BaseModel):
-    """A validation picture's id, its class, and the best guesses in falling order."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    id: int = Field(ge=0)
-    label: int = Field(ge=0)
-    best: tuple[Guess, ...] = Field(min_length=1)
-
-
-@dataclass(frozen=True)
-class Net:
-    """What is drawn of a checkpoint. conv1: (maps, 3, side, side) float32, RGB, first half of the maps is column 0."""
-
-    path: Path
-    step: int
-    conv1: np.ndarray
-    classes: int
-    classes_sha256: str
 
 
 @dataclass(frozen=True)
@@ -76,65 +44,10 @@ class Shown:
     guesses: list[tuple[str, float, bool]]
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; one that is still being written is left out. Raises InputError."""
-    path = run / "metrics.jsonl"
-    if not run.is_dir():
-        raise InputError(f"there is no run {run}; give the folder that model.train wrote (--run)")
-    try:
-        content = path.read_text("utf-8", errors="replace")
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing, so {run} is not the folder of a run; give the one that model.train wrote (--run)") from None
-    lines = []
-    for number, line in enumerate(content.split("\n")[:-1], start=1):
-        try:
-            values = json.loads(line)
-        except ValueError:
-            values = None
-        if not isinstance(values, dict) or not isinstance(values.get("step"), int):
-            raise InputError(f"{path}: line {number} is not a line of metrics; remove it, or train the run again")
-        lines.append(values)
-    if not any("loss_nats" in line for line in lines):
-        raise InputError(f"{path} has no loss yet; wait for the first log line of the training")
-    return lines
-
-
-def read_net(run: Path) -> Net:
-    """The newest checkpoint of a run, else its best: the net that the last numbers are of. Raises InputError."""
-    folder = run / "checkpoints"
-    found = sorted(folder.glob("step-*.pt")) or sorted(folder.glob("best.pt"))
-    if not found:
-        raise InputError(f"{folder} has no checkpoint yet; one is written at the end of every epoch")
-    path = found[-1]
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        kernels = content["model"]["conv1.weight"].float().numpy()
-        net = Net(path, content["step"], kernels, content["classes"], content["classes_sha256"])
-    except Exception as error:  # torch.load has no error of its own for a file that is not a checkpoint
-        raise InputError(f"{path} is not a checkpoint that can be read ({type(error).__name__}); move it away, so that another is used") from None
-    if kernels.ndim != 4 or kernels.shape[1] != 3 or len(kernels) < 2:
-        raise InputError(f"{path}: conv1.weight is {kernels.shape}, not (maps, 3, side, side); give a run of model.train")
-    return net
-
-
-def read_predictions(run: Path) -> list[Prediction]:
-    """The predictions kept at the end of a training. Raises InputError."""
-    path = run / "predictions.json"
-    try:
-        predictions = TypeAdapter(list[Prediction]).validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: it is written when the training ends; go on with model.train --resume") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{path}: {'.'.join(map(str, first['loc'])) or 'the whole file'}: {first['msg']}; train the run again") from None
-    if not predictions:
-        raise InputError(f"{path} holds no predictions, so there is nothing to draw; train with shards that have validation pictures")
-    return predictions
-
-
 def class_name(entry: ClassEntry) -> str:
-    """The first of a class's words, or its wnid where there are none."""
-    return entry.words.split(",")[0].strip() or entry.wnid
+    """The first of a class's words, or its wnid where there are none, not longer than a picture is wide."""
+    name = entry.words.split(",")[0].strip() or entry.wnid
+    return name if len(name) <= 22 else name[:21] + "…"
 
 
 def decoded(shards: ShardSet, sample: int) -> tuple[np.ndarray, int]:
@@ -147,11 +60,10 @@ def decoded(shards: ShardSet, sample: int) -> tuple[np.ndarray, int]:
 
 
 def write_png(figure: Figure, path: Path) -> None:
-    """Draw a figure into `path`, whole or not at all. Raises InputError where there is no such folder."""
-    if not path.parent.is_dir() or path.is_dir():
-        raise InputError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else 'its folder does not exist'}; name another file")
+    """Draw a figure into `path`, whole or not at all, and say so."""
     with atomic_file(path) as file:
         figure.savefig(file, format="png", dpi=DPI)
+    print(path)
 
 
 def _style(axes: Axes, title: str, x: str, y: str) -> None:
@@ -229,7 +141,7 @@ def draw_errors(axes: Axes, lines: list[dict[str, Any]], classes: int) -> None:
     axes.set_xlim(0, epochs[-1] + 0.3)
     axes.set_ylim(0, 100)
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-    axes.legend(loc="upper right", bbox_to_anchor=(1, 0.89), fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
+    axes.legend(loc="upper right", bbox_to_anchor=(1, min(0.9, 0.99 - 1 / classes)), fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
 
 
 def kernel_sheet(kernels: np.ndarray) -> np.ndarray:
@@ -294,7 +206,7 @@ def draw_predictions(shown: list[Shown]) -> Figure:
         picture.imshow(one.picture)
         picture.set_xticks([])
         picture.set_yticks([])
-        picture.set_xlabel(_shortened(one.name), fontsize=10, fontweight="bold", color=INK, labelpad=5)
+        picture.set_xlabel(one.name, fontsize=10, fontweight="bold", color=INK, labelpad=5)
         picture.spines[:].set_color(LIGHT)
         draw_guesses(bars, one.guesses)
     return figure
@@ -305,7 +217,7 @@ def draw_guesses(axes: Axes, guesses: list[tuple[str, float, bool]]) -> None:
     for place, (name, probability, right) in enumerate(guesses):
         colour = "#f6a56b" if right else "#b5cdea"
         axes.barh(place, probability, height=0.84, left=0, color=colour)
-        axes.text(0.02, place, _shortened(name), va="center", fontsize=8.5, color=INK, fontweight="bold" if right else "normal", clip_on=True)
+        axes.text(0.02, place, name, va="center", fontsize=8.5, color=INK, fontweight="bold" if right else "normal", clip_on=True)
         axes.text(0.985, place, f"{100 * probability:.1f} %", va="center", ha="right", fontsize=7.5, color="#555b63")
     axes.set_xlim(0, 1)
     axes.set_ylim(4.5, -0.5)
@@ -314,25 +226,15 @@ def draw_guesses(axes: Axes, guesses: list[tuple[str, float, bool]]) -> None:
     axes.spines[:].set_color(LIGHT)
 
 
-def _shortened(name: str) -> str:
-    """A name that is not longer than a picture is wide."""
-    return name if len(name) <= 22 else name[:21] + "…"
-
-
 def plot_run(run: Path, folder: Path) -> None:
     """Write the three pictures, each path said when its file is there. Raises InputError."""
     lines, net = read_metrics(run), read_net(run)
     shards = ShardSet(folder, "val")
     if shards.manifest.classes_sha256 != net.classes_sha256:
         raise InputError(f"{folder} has other classes than {run} was trained on; give the shards of its training (--shards)")
-    _write(draw_curves(lines, net.classes), run / "curves.png")
-    _write(draw_kernels(net), run / "kernels.png")
-    _write(draw_predictions(shown_pictures(read_predictions(run), shards)), run / "predictions.png")
-
-
-def _write(figure: Figure, path: Path) -> None:
-    write_png(figure, path)
-    print(path)
+    write_png(draw_curves(lines, net.classes), run / "curves.png")
+    write_png(draw_kernels(net), run / "kernels.png")
+    write_png(draw_predictions(shown_pictures(read_predictions(run), shards)), run / "predictions.png")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,6 +1,6 @@
 """A picture of what the network is fed: training images, and copies of them as the loader's graph augments them.
 
-    python tools/show_batch.py [--shards shards/] [--out shards/augmented.png] [--colour eigenvalue|stddev|none]
+python tools/show_batch.py [--shards shards/] [--out shards/augmented.png] [--colour eigenvalue|stddev|none]
 """
 
 from __future__ import annotations
@@ -132,6 +132,8 @@ def _caption(copies: Copies, row: int, colour: str) -> str:
 
 def show_batch(folder: Path, out: Path, augmentation: Augmentation, seed: int) -> None:
     """Draw the augmented training images of `folder` into `out`. Raises InputError."""
+    if out.is_dir() or (out.parent != folder and not out.parent.is_dir()):
+        raise InputError(f"{out} cannot be written: {'it is a folder' if out.is_dir() else 'its folder does not exist'}; name another file (--out)")
     shards = ShardSet(folder, "train")
     size = shards.manifest.settings.size
     if not 1 <= augmentation.crop <= size:
@@ -158,7 +160,6 @@ def main(arguments: list[str] | None = None) -> int:
             raise InputError(f"--seed must be from 0 to 2^64 - 1, not {given.seed}")
         out = given.out or given.shards / "augmented.png"
         show_batch(given.shards, out, Augmentation(crop=given.crop, colour=given.colour), given.seed)
-        print(out)
     return 0
 
 

@@ -1,0 +1,36 @@
+# make demo: everything, on a drawn look-alike of ImageNet.   make test: lint, types, tests.
+PYTHON ?= python3
+DALI ?= cuda12
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed-$(DALI)
+
+.PHONY: install demo test soak bench-loader clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "error: Python 3.10 or newer is needed; name one with make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(DALI),dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python tools/demo.py
+
+test: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+# The long forms of the tests that kill and damage things at random.
+soak: $(INSTALLED)
+	SOAK=1 $(BIN)/python -m pytest tests/test_make_shards.py tests/test_train.py tests/test_soak.py
+
+bench-loader: $(INSTALLED)
+	$(BIN)/python tools/bench_loader.py --shards demo/shards
+
+clean:
+	rm -rf $(VENV) demo

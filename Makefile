@@ -27,7 +27,7 @@ test: $(INSTALLED)
 
 # The long forms of the tests that kill and damage things at random.
 soak: $(INSTALLED)
-	SOAK=1 $(BIN)/python -m pytest tests/test_make_shards.py tests/test_train.py tests/test_soak.py
+	SOAK=1 $(BIN)/python -m pytest tests/test_fuzz.py tests/test_make_shards.py tests/test_train.py
 
 bench-loader: $(INSTALLED)
 	$(BIN)/python tools/bench_loader.py --shards demo/shards

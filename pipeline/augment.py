@@ -97,7 +97,8 @@ def finish(windows: torch.Tensor, draws: Draws, shift: torch.Tensor, mean_image:
         # Picture by picture stays in the cache. In NumPy, since torch would split each among threads that DALI keeps busy.
         pictures = torch.empty(rows.shape, dtype=torch.float32)
         for row, mean, colour, picture in zip(rows.numpy(), means, colours.numpy(), pictures.numpy(), strict=True):
-            np.subtract(row, mean.numpy(), out=picture)
+            np.copyto(picture, row)  # converting first: a subtraction of mixed types goes through a small buffer
+            picture -= mean.numpy()
             picture += colour
     else:
         pictures = rows.to(torch.float32).sub_(torch.stack(means)).add_(colours[:, None, :])

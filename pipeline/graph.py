@@ -58,27 +58,27 @@ def build_graph(
         jpeg, x, y, flip, *minus_shift = fn.external_source(source, num_outputs=inputs, batch=True, dtype=dtypes[:inputs], ndim=dimensions[:inputs])
         window = {"crop": (augmentation.crop, augmentation.crop), "crop_pos_x": x, "crop_pos_y": y}
         if out == "uint8":
-            return _windows(jpeg, window, flip, device)
-        return _pictures(jpeg, window, flip, minus_shift[0], device, mean_image, augmentation)
+            return windows(jpeg, window, flip, device)
+        return pictures(jpeg, window, flip, minus_shift[0], device, mean_image, augmentation)
 
     pipe = graph()
     pipe.build()
     return pipe
 
 
-def _windows(jpeg: Any, window: dict[str, Any], flip: Any, device: str) -> Any:
+def windows(jpeg: Any, window: dict[str, Any], flip: Any, device: str) -> Any:
     if device == "cpu":
         cropped = fn.decoders.image_crop(jpeg, device="cpu", **_DECODER, **window)  # reads no columns it does not need
     else:
-        cropped = fn.crop(_decode(jpeg, device), **window)  # decoding a region on the GPU crashes Hopper (nvImageCodec 0.9)
+        cropped = fn.crop(decode(jpeg, device), **window)  # decoding a region on the GPU crashes Hopper (nvImageCodec 0.9)
     return fn.flip(cropped, horizontal=flip)
 
 
-def _pictures(jpeg: Any, window: dict[str, Any], flip: Any, minus_shift: Any, device: str, mean_image: np.ndarray, augmentation: Augmentation) -> Any:
+def pictures(jpeg: Any, window: dict[str, Any], flip: Any, minus_shift: Any, device: str, mean_image: np.ndarray, augmentation: Augmentation) -> Any:
     """crop_mirror_normalize subtracts one number per channel: the mean image goes before it (same window) or after it (centre)."""
     place = "cpu" if device == "cpu" else "gpu"
     same = augmentation.mean_window == "same"
-    picture = _decode(jpeg, device)
+    picture = decode(jpeg, device)
     if same:
         picture = picture - types.Constant(mean_image, device=place)
     out = fn.crop_mirror_normalize(
@@ -100,7 +100,7 @@ def _pictures(jpeg: Any, window: dict[str, Any], flip: Any, minus_shift: Any, de
 _DECODER: dict[str, Any] = {"output_type": types.RGB, "jpeg_fancy_upsampling": True, "adjust_orientation": False}
 
 
-def _decode(jpeg: Any, device: str) -> Any:
+def decode(jpeg: Any, device: str) -> Any:
     if device == "cpu":
         return fn.decoders.image(jpeg, device="cpu", **_DECODER)
     return fn.decoders.image(

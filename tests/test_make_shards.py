@@ -162,9 +162,10 @@ def test_missing_parts_and_unknown_folders(archives: Path, folders: Path, tmp_pa
     one_line(run_command(*command, folders, "--quality", 0), "--quality", "95")
 
 
-def test_killed_and_started_again(archives: Path, made_shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", range(20 if os.environ.get("SOAK") else 1))
+def test_killed_and_started_again(archives: Path, made_shards: Path, tmp_path: Path, seed: int) -> None:
     """SIGKILL at seeded moments; nothing half-written is taken for whole, and the end is the same bytes."""
-    rng, out = np.random.default_rng(3), tmp_path / "out"
+    rng, out = np.random.default_rng(seed), tmp_path / "out"
     command = [sys.executable, "tools/make_shards.py", "--source", str(archives), "--out", str(out), "--shard-size", "8", "--workers", "2"]
     kills = 0
     while not (out / "manifest.json").exists():

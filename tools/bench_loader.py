@@ -41,7 +41,7 @@ from pipeline.augment import Augmentation, finish
 from pipeline.colour import ColourStats, read_colour_stats
 from pipeline.draws import draw
 from pipeline.errors import InputError, one_line_errors
-from pipeline.graph import Fed, _decode, _windows, build_graph, to_torch
+from pipeline.graph import Fed, build_graph, to_torch, windows
 from pipeline.loader import ImageLoader
 from pipeline.order import order
 from pipeline.shards import ShardSet
@@ -114,13 +114,13 @@ class Feed(Iterator[Fed]):
         return Fed([jpeg for jpeg, _ in samples], draws, shift)
 
 
-def encoded_or_decoded(setup: Setup, feed: Feed, threads: int, decode: bool) -> Any:
-    """Pipeline of row b (decode False) or c."""
+def encoded_or_decoded(setup: Setup, feed: Feed, threads: int, decoded: bool) -> Any:
+    """Pipeline of row b (decoded False) or c."""
 
-    @pipeline_def(batch_size=setup.batch, num_threads=threads, device_id=setup.device.index if decode else None, prefetch_queue_depth=PREFETCH)
+    @pipeline_def(batch_size=setup.batch, num_threads=threads, device_id=setup.device.index if decoded else None, prefetch_queue_depth=PREFETCH)
     def graph() -> Any:
         jpeg = fn.external_source(lambda: next(feed).jpegs, batch=True, dtype=types.UINT8, ndim=1)
-        return _decode(jpeg, setup.device.type) if decode else jpeg
+        return decode(jpeg, setup.device.type) if decoded else jpeg
 
     return graph()
 
@@ -134,7 +134,7 @@ def plain_dali(setup: Setup, feed: Feed, threads: int) -> Any:
     def graph() -> Any:
         jpeg = fn.readers.webdataset(**files, ext=["jpg"], random_shuffle=True, initial_fill=1000)
         window = {"crop": [setup.augmentation.crop] * 2, "crop_pos_x": fn.random.uniform(range=(0, 1)), "crop_pos_y": fn.random.uniform(range=(0, 1))}
-        flipped = _windows(jpeg, window, fn.random.coin_flip(dtype=types.INT32), setup.device.type)
+        flipped = windows(jpeg, window, fn.random.coin_flip(dtype=types.INT32), setup.device.type)
         return flipped, fn.external_source(lambda: np.array([next(feed.due)] * setup.batch), batch=True)
 
     return graph()
@@ -182,8 +182,8 @@ def make_rows(s: Setup, feed: Feed, threads: list[int]) -> list[Row]:
     for n in threads:
         loader = ImageLoader(s.shards.folder, "train", seed=SEED, device=s.device, threads=n, **both)
         rows += [
-            Row("b", n, partial(through, encoded_or_decoded(s, feed, n, decode=False))),
-            Row("c", n, partial(through, encoded_or_decoded(s, feed, n, decode=True))),
+            Row("b", n, partial(through, encoded_or_decoded(s, feed, n, decoded=False))),
+            Row("c", n, partial(through, encoded_or_decoded(s, feed, n, decoded=True))),
             Row("d", n, partial(through, graph(feed.__next__, threads=n, out="uint8"))),
             Row("e", n, partial(through, graph(feed.__next__, threads=n, out="float32"))),
             Row("f", n, finished(s, feed, partial(graph, threads=n, out="uint8"))),

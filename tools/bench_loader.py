@@ -41,7 +41,7 @@ from pipeline.augment import Augmentation, finish
 from pipeline.colour import ColourStats, read_colour_stats
 from pipeline.draws import draw
 from pipeline.errors import InputError, one_line_errors
-from pipeline.graph import Fed, build_graph, to_torch, windows
+from pipeline.graph import Fed, build_graph, decode, to_torch, windows
 from pipeline.loader import ImageLoader
 from pipeline.order import order
 from pipeline.shards import ShardSet

@@ -24,6 +24,7 @@ class Metrics:
         folder.mkdir(parents=True, exist_ok=True)
         kept, step = resume_at or (0, 0)
         self._file = open(folder / "metrics.jsonl", "r+b" if (folder / "metrics.jsonl").exists() else "w+b")
+        kept = min(kept, self._file.seek(0, os.SEEK_END))
         self._file.truncate(kept)
         self._file.seek(kept)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if resume_at else None)

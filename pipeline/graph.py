@@ -113,13 +113,16 @@ def decode(jpeg: Any, device: str) -> Any:
     )
 
 
-def to_torch(output: Any, device: torch.device) -> torch.Tensor:
-    """DALI's batch as a tensor that may be kept: DALI reuses the memory only when the tensor is gone (CPU), or it is a copy (GPU)."""
+def to_torch(output: Any, device: torch.device, stream: torch.cuda.Stream | None = None) -> torch.Tensor:
+    """DALI's batch as a tensor that may be kept.
+
+    On the CPU a view: DALI reuses the memory only when the tensor is gone. On a GPU a copy made on `stream`, and finished on
+    return: DALI does not know torch's streams, and the training stream must not be waited for.
+    """
     if device.type == "cpu":
         return torch.from_dlpack(output.as_tensor())
-    with torch.cuda.device(device):
-        view = torch.from_dlpack(output.as_tensor())
-        copy = view.clone()
-        # DALI reuses its memory once the view is gone and does not know torch's streams: the copy must have ended.
-        torch.cuda.current_stream().synchronize()
+    stream = stream or torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        copy = torch.from_dlpack(output.as_tensor()).clone()
+    stream.synchronize()
     return copy

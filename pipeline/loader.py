@@ -80,7 +80,8 @@ class ImageLoader:
         self.batch, self.views, self.seed, self.epoch, self.position = batch, views, seed, epoch, 0
         self.rank, self.world, self.group = rank, world, group
         self.device = torch.device(device)
-        self._prefetch = prefetch
+        self.batches_ahead = prefetch
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._stats, self._size = stats, size
         self._mean = torch.from_numpy(stats.mean_image).to(self.device)
         # Ten views are cut from the whole picture, and what crosses between ranks crosses as uint8.
@@ -123,15 +124,16 @@ class ImageLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches left of this epoch; when all are taken, the loader stands at the start of the next epoch."""
-        ahead: queue.Queue[Part | BaseException] = queue.Queue(self._prefetch)
+        ahead: queue.Queue[Part | BaseException] = queue.Queue(self.batches_ahead)
         stop = threading.Event()
-        producer = threading.Thread(target=self._produce, args=(ahead, stop), daemon=True, name="image-loader")
+        starts = self._starts()
+        producer = threading.Thread(target=self._produce, args=(starts, ahead, stop), daemon=True, name="image-loader")
         producer.start()
         crossing: deque[Crossing] = deque()
         try:
-            for start in self._starts():
+            for start in starts:
                 # While a batch is trained on, the next one crosses between the ranks of the group.
-                while len(crossing) < 2 and start + len(crossing) * self.batch in self._starts():
+                while len(crossing) < 2 and start + len(crossing) * self.batch in starts:
                     crossing.append(self._cross(_taken(ahead)))
                 batch = self._complete(crossing.popleft().wait())
                 self.position = start + self.batch
@@ -148,11 +150,11 @@ class ImageLoader:
                     continue
             producer.join()
 
-    def _produce(self, ahead: queue.Queue, stop: threading.Event) -> None:
+    def _produce(self, starts: range, ahead: queue.Queue, stop: threading.Event) -> None:
         """Thread: run DALI through the epoch and put this rank's parts into the queue; an error goes in as itself."""
         try:
-            self._feeder.begin(self._starts())
-            for _ in self._starts():
+            self._feeder.begin(starts)
+            for _ in starts:
                 if stop.is_set():
                     break
                 ahead.put(self._next_part())
@@ -168,7 +170,7 @@ class ImageLoader:
             (output,) = self._pipe.run()
         except RuntimeError as error:
             raise bad_picture(self.shards, self._feeder.oldest_ids(), error) from None
-        return self._feeder.take(to_torch(output, self.device))
+        return self._feeder.take(to_torch(output, self.device, self._stream))
 
     def _cross(self, part: Part) -> Crossing:
         """Begin to exchange a part with the ranks of the group; without a group there is nothing to exchange."""
@@ -181,6 +183,8 @@ class ImageLoader:
         images = part.images
         if images is None:
             images = torch.zeros((0, *self._window_shape()), dtype=torch.uint8, device=self.device)
+        if self._stream is not None:  # made on the loader's stream: its memory must not be reused before this stream is done with it
+            images.record_stream(torch.cuda.current_stream(self.device))
         if self.views == "ten":
             images = cut_ten_views(images, self._mean, self.augmentation)
         elif images.dtype == torch.uint8:
@@ -216,8 +220,10 @@ class _Feeder:
         self._starts: deque[int] = deque()
         self._taken: deque[Part] = deque()
         self._order = np.empty(0, np.int64)
+        self._drained = True
 
     def begin(self, starts: range) -> None:
+        assert self._drained, "DALI ended with an error; results of that pass could be taken for the next one's: make a new loader"
         loader = self._loader
         count = len(loader.shards)
         self._order = order(loader.seed, loader.epoch, count) if loader.views == "train" else np.arange(count)
@@ -267,14 +273,16 @@ class _Feeder:
     def drain(self, pipe: Any) -> None:
         """Empty DALI's queue, so that the next pass starts with its own first batch."""
         self._starts.clear()
-        while True:
+        self._drained = False
+        for _ in range(self._loader.batches_ahead + 2):
             try:
                 pipe.run()
             except StopIteration:
-                break
+                pipe.reset()
+                self._drained = True
+                return
             except RuntimeError:  # a picture that cannot be decoded, in a batch that nobody wants any more
                 continue
-        pipe.reset()
 
 
 def _check(shards: ShardSet, batch: int, crop: int, size: int, views: Views, world: int) -> None:

@@ -141,7 +141,8 @@ def test_dalis_own_reader_reads_the_same(made_shards: Path) -> None:
     @pipeline_def(batch_size=len(shards), num_threads=1, device_id=None)
     def graph() -> Any:
         tars, indexes = [str(path) for path in paths], [str(path.with_suffix(".idx")) for path in paths]
-        return fn.readers.webdataset(paths=tars, index_paths=indexes, ext=["jpg", "cls"])
+        outputs: Any = fn.readers.webdataset(paths=tars, index_paths=indexes, ext=["jpg", "cls"])
+        return outputs[0], outputs[1]
 
     jpegs, labels = graph().run()
     for i in range(len(shards)):

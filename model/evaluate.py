@@ -15,11 +15,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 from model import checkpoint
 from model.alexnet import AlexNet
 from model.layout import Layout, choose
+from model.memory import keep_freed_memory
 from model.recipe import Recipe, check_recipe
+from model.stop import Stopped, StopRequest
 from pipeline import Augmentation, Batch, ImageLoader, InputError, atomic_file, one_line_errors
 
 FIGURE_4 = 8  # pictures whose five best labels are kept
@@ -50,15 +53,20 @@ class Result:
 
 
 @torch.no_grad()
-def evaluate(net: torch.nn.Module, loader: ImageLoader, layout: Layout) -> Result:
+def evaluate(net: torch.nn.Module, loader: ImageLoader, layout: Layout, stop: StopRequest | None = None) -> Result:
     """Run the whole split that `loader` stands at the start of; every rank returns the counts of all.
 
-    With ten views the ten softmax outputs are averaged (paper, section 4.1).
+    With ten views the ten softmax outputs are averaged (paper, section 4.1). Raises Stopped after a batch in which `stop`
+    was asked for.
     """
     net.eval()
     counts = torch.zeros(3, dtype=torch.int64, device=layout.device)  # images, wrong top-1, wrong top-5
     result = Result()
-    for batch in loader:
+    shown = layout.first and sys.stderr.isatty()
+    for batch in tqdm(loader, "validation", len(loader), leave=False, unit=" batches", disable=not shown):
+        number = stop.now() if stop is not None else 0
+        if number:
+            raise Stopped(number)
         if len(batch.ids) == 0:
             continue
         probabilities = _probabilities(net, batch.images, layout)
@@ -151,8 +159,11 @@ def main(arguments: list[str] | None = None) -> int:
         net, recipe, content = load_net(given.checkpoint)
         layout = Layout(device=torch.device(device))
         loader = validation_loader(given.shards, recipe, layout, given.views, os.cpu_count() or 1, given.batch)
-        if loader.shards.manifest.classes_sha256 != content["classes_sha256"]:
+        if not len(loader.shards):
+            raise InputError(f"{given.shards} has no validation pictures; make shards from a source that has some")
+        if [entry.wnid for entry in loader.shards.manifest.classes] != content["wnids"]:
             raise InputError(f"{given.shards} has other classes than {given.checkpoint} was trained on; give the shards of its training")
+        keep_freed_memory(layout.device)
         net.to(layout.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         result = evaluate(net, loader, layout)
         print(f"{given.checkpoint}, {given.views} view{'s' * (given.views > 1)}: {result}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import os
 import signal
@@ -18,7 +20,14 @@ LOST_CONTACT = 70  # exit code of a rank that ended because another one did
 
 def under_launcher() -> bool:
     """Whether torchrun, or launch() below, started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"))
+
+
+def end_with_parent() -> None:
+    """Get SIGTERM when the launcher dies (Linux), even by SIGKILL: ranks left alone would go on writing to the run."""
+    pr_set_pdeathsig = 1
+    with contextlib.suppress(OSError, AttributeError):  # not Linux
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def launch(ranks: int, arguments: list[str]) -> int:
@@ -26,7 +35,9 @@ def launch(ranks: int, arguments: list[str]) -> int:
 
     When a rank ends before its work is done, the launcher ends the others, and its name is printed.
     """
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its pages of text say what one line below says
+    for name in [*logging.root.manager.loggerDict, "torch.distributed.elastic"]:
+        if name.startswith("torch.distributed"):  # its pages of text say what one line below says
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -59,6 +70,8 @@ def _report(error: ChildFailedError) -> int:
         )
 
     first = min(error.failures.values(), key=blame)
+    if first.exitcode == 2:
+        return 2  # bad input: the rank that met it has said so in its one line
     if first.exitcode < 0:
         how = f"was ended by {signal.Signals(-first.exitcode).name}"
     elif first.exitcode in (128 + signal.SIGINT, 128 + signal.SIGTERM):

@@ -36,6 +36,8 @@ class Layout:
         return self.rank == 0
 
     def describe(self) -> str:
+        if self.world == 1:
+            return f"one {self.device.type}, both columns on it"
         where = f"{self.world} x {self.device.type}"
         split = "one column a device" if self.columns.group is not None else "both columns on each device"
         return f"{where}, {split}, {self.data_count} replica{'s' * (self.data_count > 1)}"

@@ -12,7 +12,8 @@ def lrn(a: torch.Tensor, *, columns: int, k: float, n: int, alpha: float, beta: 
     """b_i = a_i / (k + alpha * sum of a_j^2 over the n maps around i) ^ beta, as printed: the sum is not divided by n.
 
     a: (batch, maps, height, width). The maps are `columns` columns side by side and no window crosses the border between
-    them. n is odd. Half-precision input is normalised in float32 and returned in its own type.
+    them. n is odd. Half-precision input is normalised in float32 and returned in its own type (on GPUs the window sum runs
+    in TF32 where PyTorch's convolutions do, an error of the sum of at most 0.1 %).
     """
     return _Lrn.apply(a, columns, k, n, alpha, beta)
 
@@ -29,8 +30,10 @@ def lrn_plain(a: torch.Tensor, *, columns: int, k: float, n: int, alpha: float, 
 
 def within_map_norm(a: torch.Tensor, *, size: int = 5, alpha: float = 0.001 / 25, beta: float = 0.75) -> torch.Tensor:
     """The 2012 program's second normalisation after conv2: over a size x size window of the same map, k = 1."""
-    total = F.avg_pool2d(a * a, size, stride=1, padding=size // 2, count_include_pad=True) * size**2
-    return a * (1.0 + alpha * total).pow(-beta)
+    with torch.autocast(a.device.type, enabled=False):
+        wide = _wide(a)
+        total = F.avg_pool2d(wide * wide, size, stride=1, padding=size // 2, count_include_pad=True) * size**2
+        return (wide * (1.0 + alpha * total).pow(-beta)).to(a.dtype)
 
 
 class _Lrn(torch.autograd.Function):

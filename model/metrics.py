@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sys
@@ -11,6 +12,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from pipeline import InputError
 
 
 class Metrics:
@@ -24,6 +27,10 @@ class Metrics:
         folder.mkdir(parents=True, exist_ok=True)
         kept, step = resume_at or (0, 0)
         self._file = open(folder / "metrics.jsonl", "r+b" if (folder / "metrics.jsonl").exists() else "w+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however we end
+        except OSError:
+            raise InputError(f"{folder} is being trained by another process; wait for it, or name another --run") from None
         kept = min(kept, self._file.seek(0, os.SEEK_END))
         self._file.truncate(kept)
         self._file.seek(kept)

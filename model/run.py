@@ -40,6 +40,7 @@ class Run:
     shards: str
     threads: int
     step: int = 0
+    unvalidated: bool = False  # an epoch was finished and saved, but not yet validated
     window: Window = field(default_factory=lambda: Window())
 
 
@@ -66,10 +67,11 @@ def save_run(run: Run, best: bool) -> None:
         "velocity": velocity,
         "schedule": run.schedule.state_dict(),
         "loader": run.train.state_dict(),
+        "unvalidated": run.unvalidated,
         "metrics_bytes": run.metrics.bytes_written(),
         "recipe": run.recipe.model_dump(mode="json"),
         "classes": net.num_classes,
-        "classes_sha256": manifest.classes_sha256,
+        "wnids": [entry.wnid for entry in manifest.classes],
     }
     checkpoint.save(run.folder / "checkpoints", run.step, content, best)
 
@@ -136,4 +138,5 @@ def build_run(folder: Path, recipe: Recipe, layout: Layout, shards: str, threads
         shards=shards,
         threads=threads,
         step=resumed["step"] if resumed else 0,
+        unvalidated=resumed["unvalidated"] if resumed else False,
     )

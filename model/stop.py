@@ -10,6 +10,14 @@ import torch
 import torch.distributed as dist
 
 
+class Stopped(Exception):
+    """All ranks have agreed to end here; `number` is the signal that asked for it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
 class StopRequest:
     """Remembers a signal. begin() and agreed() bracket a step: the ranks tell each other while they compute."""
 
@@ -35,3 +43,8 @@ class StopRequest:
             self._work.wait()
             self._work = None
         return int(self._word)
+
+    def now(self) -> int:
+        """begin() and agreed() in one, where there is nothing to do meanwhile."""
+        self.begin()
+        return self.agreed()

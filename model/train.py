@@ -6,7 +6,6 @@ python -m model.train --shards shards/ [--recipe alexnet] [--columns 1|2] [--dev
 from __future__ import annotations
 
 import argparse
-import ctypes
 import math
 import os
 import sys
@@ -22,13 +21,16 @@ import torch.nn.functional as F
 from model import checkpoint
 from model.alexnet import MaskDraw
 from model.evaluate import autocast, evaluate, validation_loader, write_predictions
-from model.launch import LOST_CONTACT, launch, lost_contact, under_launcher
+from model.launch import LOST_CONTACT, end_with_parent, launch, lost_contact, under_launcher
 from model.layout import Layout, check_batch, choose, join
+from model.memory import keep_freed_memory
 from model.recipe import Recipe, check_recipe, read_recipe
 from model.run import Run, Window, build_run, save_run, train_loader
 from model.sgd import PaperSGD
-from pipeline import Batch, InputError, one_line_errors, read_manifest
+from model.stop import Stopped
+from pipeline import Batch, InputError, check_folder, one_line_errors
 
+PATIENCE = 5  # epochs at chance before a run with small biases is warned
 STUCK = 0.02  # nats: an epoch's mean loss this near to ln(classes) has learned nothing
 
 
@@ -44,15 +46,20 @@ def train_step(model: torch.nn.Module, optimiser: PaperSGD, images: torch.Tensor
 
 def train(run: Run) -> int:
     """Train to the end of the recipe, or to a signal: the exit code."""
-    while not run.schedule.finished(run.train.epoch):
-        _enter_epoch(run)
-        number = _train_epoch(run)
-        if number:
-            save_run(run, best=False)
-            run.metrics.say(f"stopped by a signal at step {run.step}, saved; the same command with --resume goes on at the next image")
-            return 128 + number
-        _end_epoch(run)
-    _finish(run)
+    try:
+        if run.unvalidated:
+            _validate(run)
+        while not run.schedule.finished(run.train.epoch):
+            _enter_epoch(run)
+            _train_epoch(run)
+            _warn_if_stuck(run)
+            run.unvalidated = run.val is not None
+            save_run(run, best=False)  # before the validation, which may be ended by what it likes
+            _validate(run)
+        _finish(run)
+    except Stopped as stopped:
+        run.metrics.say(f"stopped by a signal at step {run.step}, saved; the same command with --resume goes on at the next image")
+        return 128 + stopped.number
     return 0
 
 
@@ -69,8 +76,8 @@ def _enter_epoch(run: Run) -> None:
     run.window = Window()
 
 
-def _train_epoch(run: Run) -> int:
-    """The steps that are left of this epoch; the signal that ended them early, or 0."""
+def _train_epoch(run: Run) -> None:
+    """The steps that are left of this epoch. After a signal it saves and raises Stopped."""
     epoch, log_every = run.train.epoch, run.recipe.train.log_every
     left, whole = len(run.train), len(run.train) + run.train.position // run.train.batch
     batches = iter(run.metrics.bar(run.train, whole, whole - left, f"epoch {epoch + 1}"))
@@ -84,10 +91,10 @@ def _train_epoch(run: Run) -> int:
         if run.step % log_every == 0 or number == left - 1 or signal_number:
             _log(run, epoch)
         if signal_number:
-            return signal_number
+            save_run(run, best=False)
+            raise Stopped(signal_number)
     for _ in batches:  # takes the loader to the start of the next epoch
         raise AssertionError("the loader gave more batches than its length")
-    return 0
 
 
 def _one_step(run: Run, batch: Batch) -> None:
@@ -126,30 +133,37 @@ def _refuse_not_finite(losses: list[float], first_step: int, epoch: int, rate: f
             )
 
 
-def _end_epoch(run: Run) -> None:
-    """Validate on the centre view, tell the schedule, save."""
-    epoch, window = run.train.epoch, run.window  # the loader stands at the next epoch, so `epoch` counts those done
-    chance = math.log(run.net.num_classes)
-    if window.epoch_steps and abs(window.epoch_loss / window.epoch_steps - chance) < STUCK:
-        run.metrics.say(
-            f"warning: the loss stays at ln({run.net.num_classes}) = {chance:.2f}, so nothing is learned yet; the known cure is smaller "
-            "biases: --set 'model.bias=[0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0]'"
-        )
-    best = False
-    if run.val is not None:
-        run.val.epoch = run.val.position = 0
-        began = time.perf_counter()
-        result = evaluate(run.net, run.val, run.layout)
-        best = run.schedule.validated(result.top1_error)
-        run.metrics.write(
-            run.step,
-            epoch=epoch,
-            val_top1_error_percent=100 * result.top1_error,
-            val_top5_error_percent=100 * result.top5_error,
-            val_images=result.images,
-            val_seconds=time.perf_counter() - began,
-        )
-        run.metrics.say(f"epoch {epoch:3d}  validation, centre view: {result}")
+def _warn_if_stuck(run: Run) -> None:
+    window, chance = run.window, math.log(run.net.num_classes)
+    if not window.epoch_steps or abs(window.epoch_loss / window.epoch_steps - chance) >= STUCK:
+        return
+    if max(run.recipe.model.bias) > 0.1:
+        cure = "the known cure is smaller biases: --set 'model.bias=[0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0]'"
+    elif run.train.epoch > PATIENCE:
+        cure = "try larger model.init_std or another train.rate"
+    else:
+        return  # with the cure in place already, small sets often need a few epochs
+    run.metrics.say(f"warning: the loss stays at ln({run.net.num_classes}) = {chance:.2f}, so nothing is learned yet; {cure}")
+
+
+def _validate(run: Run) -> None:
+    """The centre view of the validation pictures: tell the schedule, and save with what it says."""
+    if run.val is None:
+        return
+    epoch, began = run.train.epoch, time.perf_counter()  # the loader stands at the next epoch, so `epoch` counts those done
+    run.val.epoch = run.val.position = 0
+    result = evaluate(run.net, run.val, run.layout, run.stop)
+    best = run.schedule.validated(result.top1_error)
+    run.metrics.write(
+        run.step,
+        epoch=epoch,
+        val_top1_error_percent=100 * result.top1_error,
+        val_top5_error_percent=100 * result.top5_error,
+        val_images=result.images,
+        val_seconds=time.perf_counter() - began,
+    )
+    run.metrics.say(f"epoch {epoch:3d}  validation, centre view: {result}")
+    run.unvalidated = False
     save_run(run, best)
 
 
@@ -158,9 +172,11 @@ def _finish(run: Run) -> None:
     if run.val is None:
         return
     loader = validation_loader(run.shards, run.recipe, run.layout, 10, run.threads)
-    result = evaluate(run.net, loader, run.layout)
+    result = evaluate(run.net, loader, run.layout, run.stop)
     run.metrics.write(run.step, val_ten_view_top1_error_percent=100 * result.top1_error, val_ten_view_top5_error_percent=100 * result.top5_error)
     run.metrics.say(f"finished   validation, ten views:   {result}")
+    if run.schedule.best_error < float("inf"):
+        run.metrics.say(f"these are of the last epoch's net; {run.folder / 'checkpoints' / 'best.pt'} had the best centre view")
     if run.layout.first:
         write_predictions(run.folder / "predictions.json", result)
 
@@ -190,33 +206,20 @@ def _choose_run(given: argparse.Namespace) -> tuple[Path, Recipe, dict[str, Any]
             if not runs:
                 raise InputError("--resume, but runs/ holds no run; name its folder with --run DIR")
             folder = runs[-1].parent
-        if given.recipe or given.set:
-            raise InputError("--resume goes on with the run's own recipe; leave --recipe and --set out, or start another --run")
         newest = checkpoint.latest(folder / "checkpoints")
         if newest is None:
             raise InputError(f"{folder} has no checkpoint to go on from; start it without --resume")
         content = checkpoint.load(newest)
-        return folder, check_recipe(content["recipe"], str(newest)), content
+        recipe = check_recipe(content["recipe"], str(newest))
+        if (given.recipe or given.set) and read_recipe(given.recipe or "alexnet", given.set) != recipe:
+            raise InputError(f"{folder} goes on with its own recipe, and --recipe and --set ask for another; leave them out, or start another --run")
+        return folder, recipe, content
     recipe = read_recipe(given.recipe or "alexnet", given.set)
     if folder is None:
         folder = Path("runs") / f"{Path(given.recipe or 'alexnet').stem}-{datetime.now():%Y%m%d-%H%M%S}"
     if checkpoint.latest(folder / "checkpoints") is not None:
         raise InputError(f"{folder} holds a run already; go on with it by --resume, or name another --run")
     return folder, recipe, None
-
-
-def _keep_freed_memory() -> None:
-    """On the CPU under glibc: keep freed memory instead of handing it back to the system.
-
-    Activations of some MB are otherwise mapped, zeroed page by page and unmapped in every step, which took a third of it.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library, which has its own ways
-        return
-    no_mmap, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD
-    mallopt(no_mmap, 0)
-    mallopt(trim_threshold, 2**31 - 1)
 
 
 def _run_rank(given: argparse.Namespace, layout: Layout) -> int:
@@ -226,7 +229,7 @@ def _run_rank(given: argparse.Namespace, layout: Layout) -> int:
     cores = max(1, len(os.sched_getaffinity(0)) // layout.local_world)
     if layout.device.type == "cpu":
         torch.set_num_threads(cores)
-        _keep_freed_memory()
+    keep_freed_memory(layout.device)
     run = build_run(folder, recipe, layout, given.shards, given.threads or cores, resumed)
     run.metrics.say(
         f"{folder}: {layout.describe()}; {len(run.train.shards):,} training pictures, {run.net.num_classes} classes, batch {recipe.train.batch}"
@@ -246,6 +249,7 @@ def _train_as_launched(given: argparse.Namespace) -> int:
     columns = given.columns or min(world, 2)
     if world % columns:
         raise InputError(f"{world} ranks cannot be paired as {columns} columns; use an even number, or --columns 1")
+    end_with_parent()
     layout = join(columns, device)
     try:
         code = _run_rank(given, layout)
@@ -264,10 +268,10 @@ def main(arguments: list[str] | None = None) -> int:
         if under_launcher():
             return _train_as_launched(given)
         folder, recipe, _ = _choose_run(given)
-        read_manifest(Path(given.shards))  # before processes are started for nothing
         ranks, columns, device = choose(given.devices, given.columns, given.device, recipe.train.batch)
         if ranks == 1:
             return _run_rank(given, Layout(device=torch.device(device)))
+        check_folder(given.shards)  # before processes are started for nothing
         again = sys.argv[1:] if arguments is None else arguments
         return launch(ranks, [*again, "--columns", str(columns), "--device", device, "--run", str(folder)])
     raise AssertionError("unreachable: one_line_errors exits")

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from pipeline.atomic import atomic_file
+from pipeline.check import check_folder
 from pipeline.errors import InputError, one_line_errors
 from pipeline.manifest import Manifest, read_manifest
 
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from pipeline.augment import Augmentation
     from pipeline.loader import Batch, ImageLoader
 
-__all__ = ["Augmentation", "Batch", "ImageLoader", "InputError", "Manifest", "atomic_file", "one_line_errors", "read_manifest"]
+__all__ = ["Augmentation", "Batch", "ImageLoader", "InputError", "Manifest", "atomic_file", "check_folder", "one_line_errors", "read_manifest"]
 
 
 def __getattr__(name: str) -> Any:

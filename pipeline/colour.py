@@ -21,7 +21,7 @@ _Three = tuple[float, float, float]
 class Statistics(BaseModel):
     """pca.json. All numbers are of pixels as value / 255 * pixel_scale; rows of eigenvectors belong to eigenvalues in order, RGB."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     pixel_scale: float = Field(gt=0)  # 1.0: pixels of [0, 1]; 255.0: of 0..255. Without it the file is refused
     mean: _Three
@@ -106,6 +106,8 @@ def read_colour_stats(folder: Path, manifest_sha256: str, size: int) -> ColourSt
         raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; {remedy}") from None
     except (ValueError, EOFError) as error:
         raise InputError(f"{folder / MEAN_NAME}: {error}; {remedy}") from None
+    if not isinstance(mean, np.ndarray):
+        raise InputError(f"{folder / MEAN_NAME} is not one array; {remedy}")
     if statistics.manifest_sha256 != manifest_sha256:
         raise InputError(f"{path} was computed from other shards than those in {folder}; {remedy}")
     if mean.shape != (size, size, 3) or mean.dtype != np.float32 or not np.isfinite(mean).all():

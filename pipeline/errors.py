@@ -7,6 +7,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# A full disk, or a place that cannot be written to: the user's to mend.
+_OF_THE_PLACE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+}
+
 
 class InputError(ValueError):
     """Something given by the user cannot be used. The message is one line: what, why, what to do."""
@@ -24,8 +30,11 @@ def one_line_errors() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.EFBIG):
+        if error.errno not in _OF_THE_PLACE:
             raise
         where = f" at {error.filename}" if error.filename else ""
         print(f"error: {error.strerror}{where}; free space or choose another folder, then run the same command again", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped by Ctrl-C; run the same command again to go on or begin anew", file=sys.stderr)
+        sys.exit(130)

@@ -7,7 +7,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +17,12 @@ import torch.distributed as dist
 
 from pipeline.augment import Augmentation, centre_offset, cut_ten_views, finish
 from pipeline.colour import read_colour_stats
-from pipeline.crossing import Crossing, Part
+from pipeline.crossing import Crossing
 from pipeline.decode_fault import bad_picture
 from pipeline.draws import Draws, draw, fixed
 from pipeline.errors import InputError
-from pipeline.graph import Fed, Out, build_graph, to_torch
+from pipeline.feed import Feed, Part, Share
+from pipeline.graph import Out, build_graph, to_torch
 from pipeline.order import order
 from pipeline.shards import ShardSet
 
@@ -46,7 +47,8 @@ class ImageLoader:
     shards: folder made by make_shards, with its colour statistics. split: "train" or "val". batch: images a step over
     ALL ranks. views: "train" (permuted order, random crop, flip and colour; N // batch steps an epoch, the N % batch
     samples left over are others in every epoch), "centre" or "ten" (stored order, every sample exactly once, the last
-    batch short). rank, world: who of how many decodes; rank r takes the r-th of `world` equal parts of each batch.
+    batch short). crop: side of the pictures, 227 unless given here or by `augmentation`. rank, world: who of how many
+    decodes; rank r takes the r-th of `world` equal parts of each batch.
     group: ranks that all need the same images (the two columns of the net) as a torch.distributed group of neighbouring
     ranks: each decodes its own part, and they exchange uint8 windows, so no image is decoded twice; every rank of it gets
     the parts of all. device: "cpu" or "cuda[:k]". threads: DALI's decoding threads. prefetch: batches decoded ahead.
@@ -61,6 +63,7 @@ class ImageLoader:
         *,
         batch: int,
         views: Views = "train",
+        crop: int | None = None,
         augmentation: Augmentation | None = None,
         seed: int = 0,
         epoch: int = 0,
@@ -72,6 +75,8 @@ class ImageLoader:
         prefetch: int = 2,
     ) -> None:
         augmentation = augmentation or Augmentation()
+        if crop is not None:
+            augmentation = replace(augmentation, crop=crop)
         self.shards = ShardSet(shards, split)
         size = self.shards.manifest.settings.size
         stats = read_colour_stats(self.shards.folder, self.shards.digest, size)
@@ -80,18 +85,23 @@ class ImageLoader:
         self.batch, self.views, self.seed, self.epoch, self.position = batch, views, seed, epoch, 0
         self.rank, self.world, self.group = rank, world, group
         self.device = torch.device(device)
-        self.batches_ahead = prefetch
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise InputError(f'device "{device}", but torch sees no GPU here; use device="cpu"')
+        self._prefetch, self._iterating = prefetch, False
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._stats, self._size = stats, size
         self._mean = torch.from_numpy(stats.mean_image).to(self.device)
         # Ten views are cut from the whole picture, and what crosses between ranks crosses as uint8.
         self._out: Out = "uint8" if group is not None or views == "ten" else "float32"
         graph_crop = size if views == "ten" else augmentation.crop
-        self._feeder = _Feeder(self)
+        # The ranks of a group are neighbours, so its first is this one's number less its place in the group.
+        first = rank - (dist.get_rank(group) if group is not None else 0)
+        members = range(first, first + (group.size() if group is not None else 1))
+        self._feed = Feed(self.shards, batch, Share(rank, world, members), self.draws_of, prefetch)
         self._pipe = build_graph(
-            self._feeder.feed,
+            self._feed.feed,
             out=self._out,
-            augmentation=Augmentation(**{**vars(self.augmentation), "crop": graph_crop}),
+            augmentation=replace(self.augmentation, crop=graph_crop),
             mean_image=stats.mean_image,
             batch=-(-batch // world),
             threads=threads or os.cpu_count() or 1,
@@ -120,27 +130,34 @@ class ImageLoader:
             raise InputError(f"{self.shards.folder} is another shard set than the one this run was trained on; give the folder it was started with")
         if state["seed"] != self.seed:
             raise InputError(f"the run was started with seed {state['seed']}, not {self.seed}; keep the seed to go on in the same order")
+        if self._iterating:
+            raise RuntimeError("a state cannot be loaded while the loader is being iterated")
         self.epoch, self.position = state["epoch"], state["position"]
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches left of this epoch; when all are taken, the loader stands at the start of the next epoch."""
-        ahead: queue.Queue[Part | BaseException] = queue.Queue(self.batches_ahead)
+        if self._iterating:
+            raise RuntimeError("this loader is being iterated already; finish or drop that iterator first, or make a second loader")
+        self._iterating = True
+        ahead: queue.Queue[Part | BaseException] = queue.Queue(self._prefetch)
         stop = threading.Event()
         starts = self._starts()
         producer = threading.Thread(target=self._produce, args=(starts, ahead, stop), daemon=True, name="image-loader")
         producer.start()
-        crossing: deque[Crossing] = deque()
+        crossing: deque[tuple[Part, Crossing]] = deque()
         try:
             for start in starts:
                 # While a batch is trained on, the next one crosses between the ranks of the group.
                 while len(crossing) < 2 and start + len(crossing) * self.batch in starts:
-                    crossing.append(self._cross(_taken(ahead)))
-                batch = self._complete(crossing.popleft().wait())
+                    part = _taken(ahead)
+                    crossing.append((part, self._cross(part)))
+                part, windows = crossing.popleft()
+                batch = self._complete(part, windows.wait())
                 self.position = start + self.batch
                 yield batch
             self.epoch, self.position = self.epoch + 1, 0
         finally:
-            for left in crossing:  # every rank of the group has begun it, so it ends
+            for _, left in crossing:  # every rank of the group has begun it, so it ends
                 left.wait()
             stop.set()
             while producer.is_alive():  # it may wait for room in the queue
@@ -149,11 +166,13 @@ class ImageLoader:
                 except queue.Empty:
                     continue
             producer.join()
+            self._iterating = False
 
     def _produce(self, starts: range, ahead: queue.Queue, stop: threading.Event) -> None:
         """Thread: run DALI through the epoch and put this rank's parts into the queue; an error goes in as itself."""
         try:
-            self._feeder.begin(starts)
+            count = len(self.shards)
+            self._feed.begin(order(self.seed, self.epoch, count) if self.views == "train" else np.arange(count), starts)
             for _ in starts:
                 if stop.is_set():
                     break
@@ -161,36 +180,36 @@ class ImageLoader:
         except BaseException as error:
             ahead.put(error)
         finally:
-            self._feeder.drain(self._pipe)
+            self._feed.drain(self._pipe)
 
     def _next_part(self) -> Part:
-        if self._feeder.next_is_empty():
-            return self._feeder.take(None)
+        if self._feed.next_is_empty():
+            return self._feed.take(None)
         try:
             (output,) = self._pipe.run()
         except RuntimeError as error:
-            raise bad_picture(self.shards, self._feeder.oldest_ids(), error) from None
-        return self._feeder.take(to_torch(output, self.device, self._stream))
+            raise bad_picture(self.shards, self._feed.oldest_ids(), error) from None
+        return self._feed.take(to_torch(output, self.device, self._stream))
 
     def _cross(self, part: Part) -> Crossing:
         """Begin to exchange a part with the ranks of the group; without a group there is nothing to exchange."""
-        if self.group is None:
-            return Crossing(part)
-        return Crossing(part, self.group, self.device, -(-self.batch // self.world), self._window_shape())
+        if self._stream is not None and part.images is not None:
+            # Made on the loader's stream: its memory must not be used again before the present stream is done with it.
+            part.images.record_stream(torch.cuda.current_stream(self.device))
+        return Crossing(part.images, self.group, part.sizes, self._window_shape(), self.device)
 
-    def _complete(self, part: Part) -> Batch:
-        """From all parts of the group to its batch, finished, on the device."""
-        images = part.images
-        if images is None:
-            images = torch.zeros((0, *self._window_shape()), dtype=torch.uint8, device=self.device)
-        if self._stream is not None:  # made on the loader's stream: its memory must not be reused before this stream is done with it
-            images.record_stream(torch.cuda.current_stream(self.device))
+    def _complete(self, part: Part, images: torch.Tensor) -> Batch:
+        """From all windows of the group to its batch, finished, on the device."""
         if self.views == "ten":
             images = cut_ten_views(images, self._mean, self.augmentation)
         elif images.dtype == torch.uint8:
-            shift = torch.from_numpy(part.shift).to(self.device)
-            images = finish(images, part.draws, shift, self._mean, self.augmentation)
-        return Batch(images, torch.from_numpy(part.labels).to(self.device), torch.from_numpy(part.ids))
+            images = finish(images, part.draws, self._upload(part.shift), self._mean, self.augmentation)
+        return Batch(images, self._upload(part.labels), torch.from_numpy(part.ids))
+
+    def _upload(self, array: np.ndarray) -> torch.Tensor:
+        """To the device without waiting for it: from pinned memory, or the copy would wait for the step before."""
+        tensor = torch.from_numpy(array)
+        return tensor if self._stream is None else tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _window_shape(self) -> tuple[int, int, int]:
         side = self._size if self.views == "ten" else self.augmentation.crop
@@ -210,79 +229,6 @@ class ImageLoader:
                 shared = draw(self.seed, self.epoch, positions // a.window_shared_by, last + 1)
                 draws = Draws(shared.x, shared.y, shared.flip, draws.normals)
         return draws, self._stats.shift(draws.normals, a.colour, a.sigma)
-
-
-class _Feeder:
-    """What DALI asks for next. DALI takes batches ahead of giving results; `taken` holds those whose result is still to come."""
-
-    def __init__(self, loader: ImageLoader) -> None:
-        self._loader = loader
-        self._starts: deque[int] = deque()
-        self._taken: deque[Part] = deque()
-        self._order = np.empty(0, np.int64)
-        self._drained = True
-
-    def begin(self, starts: range) -> None:
-        assert self._drained, "DALI ended with an error; results of that pass could be taken for the next one's: make a new loader"
-        loader = self._loader
-        count = len(loader.shards)
-        self._order = order(loader.seed, loader.epoch, count) if loader.views == "train" else np.arange(count)
-        self._starts = deque(starts)
-        self._taken.clear()
-
-    def _positions(self, start: int) -> np.ndarray:
-        """This rank's part of the batch that starts at `start`."""
-        loader = self._loader
-        rows = min(loader.batch, len(loader.shards) - start)
-        first, end = (rows * r // loader.world for r in (loader.rank, loader.rank + 1))
-        return np.arange(start + first, start + end)
-
-    def next_is_empty(self) -> bool:
-        """Whether the next result is a share of no images at all, which DALI must not be asked for."""
-        return not self._taken and bool(self._starts) and len(self._positions(self._starts[0])) == 0
-
-    def feed(self) -> Fed:
-        """DALI's callback: read and draw the next batch."""
-        if not self._starts or len(self._positions(self._starts[0])) == 0:
-            raise StopIteration
-        positions = self._positions(self._starts[0])
-        part, jpegs = self._read(positions)
-        self._starts.popleft()
-        self._taken.append(part)
-        return Fed(jpegs, part.draws, part.shift)
-
-    def _read(self, positions: np.ndarray) -> tuple[Part, list[np.ndarray]]:
-        ids = self._order[positions]
-        draws, shift = self._loader.draws_of(ids, positions)
-        samples = [self._loader.shards.read(int(i)) for i in ids]
-        labels = np.array([label for _, label in samples], dtype=np.int64)
-        return Part(None, labels, ids, draws, shift), [jpeg for jpeg, _ in samples]
-
-    def oldest_ids(self) -> np.ndarray:
-        """Ids of the batch whose result comes next."""
-        return self._taken[0].ids
-
-    def take(self, images: torch.Tensor | None) -> Part:
-        """Join the next result with what was fed for it."""
-        if images is None:
-            part, _ = self._read(self._positions(self._starts.popleft()))
-            return part
-        part = self._taken.popleft()
-        return Part(images, part.labels, part.ids, part.draws, part.shift)
-
-    def drain(self, pipe: Any) -> None:
-        """Empty DALI's queue, so that the next pass starts with its own first batch."""
-        self._starts.clear()
-        self._drained = False
-        for _ in range(self._loader.batches_ahead + 2):
-            try:
-                pipe.run()
-            except StopIteration:
-                pipe.reset()
-                self._drained = True
-                return
-            except RuntimeError:  # a picture that cannot be decoded, in a batch that nobody wants any more
-                continue
 
 
 def _check(shards: ShardSet, batch: int, crop: int, size: int, views: Views, world: int) -> None:

@@ -65,6 +65,8 @@ class Split(_Strict):
     def _counts_agree(self) -> Split:
         if self.samples != sum(shard.samples for shard in self.shards):
             raise ValueError("samples is not the sum over its shards")
+        if len({shard.name for shard in self.shards}) != len(self.shards):
+            raise ValueError("a shard is listed twice")
         return self
 
 
@@ -95,8 +97,9 @@ class Manifest(_Strict):
 
 
 def classes_digest(classes: tuple[ClassEntry, ...]) -> str:
-    """SHA-256 of the class table: its wnids in index order, one per line."""
-    return hashlib.sha256("".join(f"{entry.wnid}\n" for entry in classes).encode()).hexdigest()
+    """SHA-256 of the class table: in index order one line a class, wnid, ilsvrc_id (empty for None) and words, by tabs."""
+    lines = (f"{entry.wnid}\t{'' if entry.ilsvrc_id is None else entry.ilsvrc_id}\t{entry.words}\n" for entry in classes)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

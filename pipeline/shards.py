@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest, read_manifest
-from pipeline.tarshard import Index, read_index, read_sample, tar_bytes
+from pipeline.tarshard import Index, read_index, read_label, read_sample, tar_bytes
 
+T = TypeVar("T")
 OPEN_FILES = 256  # descriptors kept at once; a full ImageNet has more shards than some systems allow open files
 
 
@@ -54,17 +57,26 @@ class ShardSet:
 
     def read(self, sample: int) -> tuple[np.ndarray, int]:
         """Encoded picture, (bytes,) uint8, and label of a sample id, checked against the tar's headers. Raises InputError."""
+        jpeg, label = self._checked(read_sample, sample)
+        return jpeg, self._known(label, sample)
+
+    def read_label(self, sample: int) -> int:
+        """The label of a sample id, checked in the same way. Raises InputError."""
+        return self._known(self._checked(read_label, sample), sample)
+
+    def _checked(self, read: Callable[[int, Path, Index, int], T], sample: int) -> T:
         shard = bisect_right(self._first, sample) - 1
         index, path, row = self._indexes[shard], self._paths[shard], sample - self._first[shard]
         try:
-            jpeg, label = read_sample(self._descriptor(shard), path, index, row)
+            return read(self._descriptor(shard), path, index, row)
         except OSError as error:
             raise InputError(f"{path}: sample {index.keys[row]}: {error.strerror}; check the disk, then go on with --resume") from None
-        if label >= len(self.manifest.classes):
-            raise InputError(
-                f"{path}: sample {index.keys[row]}: label {label}, but the manifest has {len(self.manifest.classes)} classes; make this shard again"
-            )
-        return jpeg, label
+
+    def _known(self, label: int, sample: int) -> int:
+        if label < len(self.manifest.classes):
+            return label
+        path, key, _ = self.place(sample)
+        raise InputError(f"{path}: sample {key}: label {label}, but the manifest has {len(self.manifest.classes)} classes; make this shard again")
 
     def _descriptor(self, shard: int) -> int:
         if shard in self._open:

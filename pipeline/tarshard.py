@@ -129,19 +129,44 @@ def read_sample(descriptor: int, path: Path, index: Index, row: int) -> tuple[np
 
     One positioned read and no mmap: a tar that is cut short while it is read gives an error, not SIGBUS. Raises InputError.
     """
-    key, size, start = index.keys[row], int(index.jpeg_size[row]), int(index.jpeg_offset[row]) - BLOCK
-    label_at, label_size = int(index.label_offset[row]) - start, int(index.label_size[row])
-    buffer = os.pread(descriptor, label_at + label_size, start)
-    jpeg, label = buffer[BLOCK : BLOCK + size], buffer[label_at : label_at + label_size]
-    if len(buffer) < label_at + label_size:
-        raise InputError(f"{path}: sample {key} at offset {start}: the tar ends at {os.fstat(descriptor).st_size}; copy or make this shard again")
-    for name, data, at in ((f"{key}.jpg", jpeg, 0), (f"{key}.cls", label, label_at - BLOCK)):
-        why = _disagreement(buffer[at : at + BLOCK], name, data)
-        if why:
-            raise InputError(f"{path}: sample {key}, {name} at offset {start + at}: {why}; copy or make this shard again")
+    start = int(index.jpeg_offset[row]) - BLOCK
+    buffer = _read(descriptor, path, index, row, start)
+    jpeg = _member_data(buffer, path, start, f"{index.keys[row]}.jpg", 0, int(index.jpeg_size[row]))
+    return np.frombuffer(jpeg, dtype=np.uint8), _label(buffer, path, index, row, start)
+
+
+def read_label(descriptor: int, path: Path, index: Index, row: int) -> int:
+    """The label of one sample, checked like read_sample does, without reading its picture. Raises InputError."""
+    start = int(index.label_offset[row]) - BLOCK
+    return _label(_read(descriptor, path, index, row, start), path, index, row, start)
+
+
+def _read(descriptor: int, path: Path, index: Index, row: int, start: int) -> bytes:
+    """The tar from `start` to the end of the sample's label."""
+    size = int(index.label_offset[row] + index.label_size[row]) - start
+    buffer = os.pread(descriptor, size, start)
+    if len(buffer) < size:
+        end = os.fstat(descriptor).st_size
+        raise InputError(f"{path}: sample {index.keys[row]} at offset {start}: the tar ends at {end}; copy or make this shard again")
+    return buffer
+
+
+def _label(buffer: bytes, path: Path, index: Index, row: int, start: int) -> int:
+    at = int(index.label_offset[row]) - BLOCK - start
+    label = _member_data(buffer, path, start, f"{index.keys[row]}.cls", at, int(index.label_size[row]))
     if not label.isdigit():
-        raise InputError(f"{path}: sample {key}: label {label!r} is not a number; make this shard again")
-    return np.frombuffer(jpeg, dtype=np.uint8), int(label)
+        raise InputError(f"{path}: sample {index.keys[row]}: label {label!r} is not a number; make this shard again")
+    return int(label)
+
+
+def _member_data(buffer: bytes, path: Path, start: int, name: str, at: int, size: int) -> bytes:
+    """Data of the member whose header is at `at` of the buffer, which begins at byte `start` of the tar."""
+    data = buffer[at + BLOCK : at + BLOCK + size]
+    why = _disagreement(buffer[at : at + BLOCK], name, data)
+    if why:
+        key = name.rsplit(".", 1)[0]
+        raise InputError(f"{path}: sample {key}, {name} at offset {start + at}: {why}; copy or make this shard again")
+    return data
 
 
 def _disagreement(header: bytes, name: str, data: bytes) -> str | None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,67 @@ def test_truncated_archives_are_named_with_the_byte(archives: Path, tmp_path: Pa
     os.truncate(source / "ILSVRC2012_img_val.tar", last.offset)  # cut exactly between two members
     one_line(run_command("tools/make_shards.py", "--source", source, "--out", tmp_path / "out"), "ILSVRC2012_img_val.tar", "no end-of-archive")
     assert not (tmp_path / "out").exists()
+
+
+def rewrite_tar(path: Path, change: Callable[[list[tarfile.TarInfo]], list[tarfile.TarInfo]]) -> None:
+    """Write a tar again with other members."""
+    with tarfile.open(path) as tar:
+        content = {m.name: tar.extractfile(m).read() for m in tar.getmembers()}  # type: ignore[union-attr]
+        members = change(tar.getmembers())
+    with tarfile.open(path, "w") as tar:
+        for member in members:
+            tar.addfile(member, io.BytesIO(content[member.name]))
+
+
+def test_members_missing_or_twice_are_not_guessed_at(archives: Path, tmp_path: Path) -> None:
+    """One validation picture twice in place of another: the count is right, and most labels would be wrong."""
+    source = damaged(archives, tmp_path)
+    command = ["tools/make_shards.py", "--source", source, "--out", tmp_path / "out"]
+    rewrite_tar(source / "ILSVRC2012_img_val.tar", lambda members: [members[0], *members[:-1]])
+    one_line(run_command(*command), "ILSVRC2012_img_val.tar", "stands where picture 00000002 should be")
+    shutil.copy(archives / "ILSVRC2012_img_val.tar", source)
+    rewrite_tar(source / "ILSVRC2012_img_train.tar", lambda members: [*members, members[0]])
+    one_line(run_command(*command), "ILSVRC2012_img_train.tar", "there twice")
+    rewrite_tar(source / "ILSVRC2012_img_train.tar", lambda members: members[1:-1])
+    one_line(run_command(*command), "ILSVRC2012_img_train.tar", "lacks 1 of the devkit's 4 classes")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_stands_in_class_folders_but_is_no_file(folders: Path, tmp_path: Path) -> None:
+    command = ["tools/make_shards.py", "--source", folders, "--out", tmp_path / "out"]
+    odd = folders / "train" / "b class" / "link.jpg"
+    odd.symlink_to("nowhere.jpg")
+    one_line(run_command(*command), "link.jpg", "broken link")
+    odd.unlink()
+    (folders / "train" / "empty class").mkdir()
+    one_line(run_command(*command), "empty class is empty")
+    (folders / "train" / "empty class").rmdir()
+    awkward = os.fsencode(folders / "train" / "b class") + b"/caf\xe9\nx.jpg"
+    with open(awkward, "wb") as file:
+        file.write(b"no picture")
+    result = run_command(*command, "--allow-failures", 1)
+    assert result.returncode == 0, result.stderr
+    assert [r.name for r in read_manifest(tmp_path / "out")[0].rejected] == ["b class/caf\\xe9\\nx.jpg"]
+    one_line(run_command("tools/make_shards.py", "--source", folders, "--out", odd.parent / "pic 0.v1.jpg"), "pic 0.v1.jpg")
+
+
+def test_defaults_and_imagenet_dir(folders: Path, tmp_path: Path) -> None:
+    """The commands as the README has them: data/ -> shards/, and $IMAGENET_DIR."""
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "data").symlink_to(folders)
+    made = run_command(ROOT / "tools" / "make_shards.py", cwd=place)
+    assert made.returncode == 0, made.stderr
+    computed = run_command(ROOT / "tools" / "compute_pca.py", cwd=place)
+    assert computed.returncode == 0, computed.stderr
+    assert {"train-000000.tar", "manifest.json", "pca.json", "mean.npy"} <= {path.name for path in (place / "shards").iterdir()}
+    (place / "data").unlink()
+    script = (
+        f"import os, runpy, sys; os.environ['IMAGENET_DIR'] = {str(folders)!r}; sys.argv = sys.argv[1:]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    again = run_command("-c", script, ROOT / "tools" / "make_shards.py", cwd=place)
+    assert "finished already" in again.stdout, again.stderr
 
 
 def test_missing_parts_and_unknown_folders(archives: Path, folders: Path, tmp_path: Path) -> None:

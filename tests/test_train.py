@@ -176,7 +176,7 @@ def test_a_rank_that_dies_ends_the_run_with_its_name(made_shards: Path, tmp_path
     _, err = process.communicate(timeout=60)
     result = subprocess.CompletedProcess([], process.returncode, "", err)
     one_line(result, f"rank {victim} was ended by SIGKILL", "--resume")
-    assert time.time() - killed < 45  # a bound on hanging, not on speed: the launcher kills stragglers after 30 s
+    assert time.time() - killed < 25  # a bound on hanging, not on speed: the launcher would kill stragglers after 30 s
     for pid in children:
         assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]
 
@@ -185,10 +185,19 @@ def test_a_loss_that_is_no_number_stops_with_step_and_rate(made_shards: Path, tm
     one_line(train(made_shards, tmp_path / "run", "--set", "train.rate=1e12"), "nan", "step", "rate 1e+12", "--set train.rate=1e+11")
 
 
+def still_settings(bias: float) -> list[str]:
+    """A net that cannot move, with these biases where the paper has 1."""
+    biases = [0, bias, 0, bias, bias, bias, bias, 0]
+    return ["--set", "train.rate=1e-9", "--set", f"model.init_std={[1e-4] * 8}", "--set", f"model.bias={biases}"]
+
+
 def test_a_loss_that_stays_at_chance_is_warned_of(made_shards: Path, tmp_path: Path) -> None:
-    still = train(made_shards, tmp_path / "run", "--set", "train.rate=1e-9", "--set", f"model.init_std={[1e-4] * 8}", epochs=1)
+    still = train(made_shards, tmp_path / "run", *still_settings(1.0), epochs=1)
     assert "the loss stays at ln(4) = 1.39" in still.stdout
     assert "model.bias=[0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0]" in still.stdout
+    cured = train(made_shards, tmp_path / "cured", *still_settings(0.1), epochs=1)
+    assert cured.returncode == 0, cured.stderr
+    assert "warning" not in cured.stdout
 
 
 def test_the_authors_program_runs(made_shards: Path, tmp_path: Path) -> None:
@@ -202,6 +211,58 @@ def test_the_authors_program_runs(made_shards: Path, tmp_path: Path) -> None:
     assert len(losses(tmp_path / "run")) == 6
 
 
+def test_full_disk_while_saving(made_shards: Path, tmp_path: Path) -> None:
+    """A file-size limit below a checkpoint's: one line, and no half-written checkpoint."""
+    limit = (
+        "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); sys.argv = sys.argv[1:]; "
+        "runpy.run_module('model.train', run_name='__main__')"
+    )
+    result = run_command("-c", limit, "model.train", "--shards", made_shards, "--run", tmp_path / "run", *TINY, "--set", "train.epochs=2")
+    one_line(result, "File too large", "free space")
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+def test_stopped_in_validation_it_validates_again(finished: Path, made_shards: Path, tmp_path: Path) -> None:
+    """The checkpoint from before a validation: going on validates first, and ends like a run that was never stopped."""
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    newest = copy / "checkpoints" / "step-00000012.pt"
+    content = torch.load(newest, weights_only=True)
+    schedule = {**content["schedule"], "best_error": float("inf"), "stale_epochs": 0}
+    steps = [line for line in (copy / "metrics.jsonl").read_text().splitlines(keepends=True) if "val_" not in line or '"step": 6' in line]
+    (copy / "metrics.jsonl").write_text("".join(steps))
+    torch.save({**content, "unvalidated": True, "schedule": schedule, "metrics_bytes": len("".join(steps))}, newest)
+    again = train(made_shards, copy, "--resume", recipe=False)
+    assert again.returncode == 0, again.stderr
+    assert [{k: v for k, v in line.items() if k != "val_seconds"} for line in metrics(copy)] == [
+        {k: v for k, v in line.items() if k != "val_seconds"} for line in metrics(finished)
+    ]
+
+
+def test_groups_rates_and_decays_of_the_authors_program(made_shards: Path, tmp_path: Path) -> None:
+    from model.layout import Layout
+    from model.recipe import read_recipe
+    from model.run import build_run
+    from model.train import _enter_epoch
+
+    small = ["model.maps=[4, 8, 8, 8, 8]", "model.hidden=[16, 16]", "train.batch=16"]
+    run = build_run(tmp_path / "run", read_recipe("alexnet-2012", small), Layout(), str(made_shards), 1, None)
+    groups = {group["name"]: group for group in run.optimiser.param_groups}
+    assert {name: (len(g["params"]), g["weight_decay"]) for name, g in groups.items()} == {
+        "conv1.weight": (1, 0.0005),
+        "conv1.bias": (1, 0.0),
+        "weight": (7, 0.0005),
+        "bias": (7, 0.0),
+    }
+    for epoch, noise, rates in ((66, "stddev", [1e-4, 0.02, 1e-4, 0.02]), (67, "none", [1e-5, 0.02, 1e-4, 0.02]), (72, "none", [0, 0, 1e-4, 0.02])):
+        run.train.epoch = epoch
+        _enter_epoch(run)
+        assert [group["rate"] for group in run.optimiser.param_groups] == pytest.approx(rates)
+        assert (run.train.augmentation.colour, run.train.augmentation.divisor) == (noise, 1.1 if noise == "stddev" else 1.0)
+        assert run.train.epoch == epoch
+    run.metrics.close()
+
+
 # --- bad input
 
 
@@ -210,7 +271,8 @@ def test_shards_that_cannot_be_used(shards: Path, tmp_path: Path) -> None:
     one_line(train(tmp_path / "none", run), "is not a folder", "make_shards.py")
     one_line(train(tmp_path, run), "holds no shards")
     (shards / "mean.npy").unlink()
-    one_line(train(shards, run), "mean.npy", "python tools/compute_pca.py --shards")
+    for columns in (1, 2):
+        one_line(train(shards, run, "--columns", columns), "mean.npy", "python tools/compute_pca.py --shards")
     one_line(train(tmp_path / "none", run, "--columns", 2), "is not a folder")
     assert not run.exists()
 
@@ -220,10 +282,8 @@ def test_a_flipped_byte_ends_two_ranks_with_the_samples_name(shards: Path, tmp_p
     content = bytearray(path.read_bytes())
     content[5000] ^= 1
     path.write_bytes(content)
-    result = train(shards, tmp_path / "run", "--columns", 2)
-    assert result.returncode not in (0, None)
-    assert re.search(r"error: .*train-000004\.tar: sample n\S+, \S+ at offset \d+: its bytes do not have the CRC", result.stderr)
-    assert "Traceback" not in result.stderr, result.stderr
+    line = one_line(train(shards, tmp_path / "run", "--columns", 2), "train-000004.tar", "CRC-32C")
+    assert re.search(r"sample n\S+, \S+ at offset \d+", line)
 
 
 def test_impossible_layouts(made_shards: Path, tmp_path: Path) -> None:
@@ -239,11 +299,17 @@ def test_impossible_layouts(made_shards: Path, tmp_path: Path) -> None:
 def test_runs_that_are_there_or_not(finished: Path, made_shards: Path, tmp_path: Path) -> None:
     one_line(train(made_shards, finished), "holds a run already", "--resume")
     one_line(train(made_shards, tmp_path / "new", "--resume", recipe=False), "no checkpoint")
-    one_line(train(made_shards, finished, "--resume"), "leave --recipe and --set out")
+    one_line(train(made_shards, finished, "--resume", "--set", "train.rate=0.5"), "its own recipe", "leave them out")
     copy = Path(shutil.copytree(finished, tmp_path / "copy"))
     newest = copy / "checkpoints" / "step-00000012.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
-    one_line(train(made_shards, copy, "--resume", recipe=False), "step-00000012.pt", "older one")
+    one_line(train(made_shards, copy, "--resume", recipe=False), "step-00000012.pt", "the one before")
+    content = bytearray((finished / "checkpoints" / "step-00000012.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    one_line(train(made_shards, copy, "--resume", recipe=False), "step-00000012.pt", "the one before")
+    torch.save({"format": 1}, newest)
+    one_line(train(made_shards, copy, "--resume", recipe=False), "step-00000012.pt", "not a checkpoint of this program")
     one_line(run_command("-m", "model.evaluate", "--checkpoint", tmp_path / "none.pt", "--shards", made_shards), "there is no checkpoint")
 
 

@@ -6,16 +6,15 @@ make demo        (or: python tools/demo.py [--folder demo/])
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import InputError, one_line_errors
 from pipeline.manifest import read_manifest
+from tools.run_files import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,10 +45,6 @@ def walk_the_road(given: argparse.Namespace, folder: Path) -> list[tuple[str, fl
         ("pictures of the run", ["tools/plot_run.py", "--run", run, "--shards", shards]),
     ]
     return [(title, run_stage(title, *command)) for title, command in steps]
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def report(folder: Path, seconds: list[tuple[str, float]]) -> float:

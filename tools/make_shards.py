@@ -11,6 +11,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -118,15 +119,19 @@ def _record(progress: IO[str], line: str) -> None:
 def _already_done(progress: IO[str], out: Path) -> dict[str, Done]:
     """Shards that an earlier run recorded and whose bytes are still those it wrote, by name."""
     progress.seek(0)
-    lines = progress.read().split("\n")
+    content = progress.read()
+    whole = content[: content.rfind("\n") + 1]
+    if whole != content:  # a kill cut the last line off in writing; the next one must not be glued to it
+        progress.truncate(len(whole.encode()))
     done: dict[str, Done] = {}
-    for line in lines[1:-1]:  # what follows the last newline was cut off in writing
-        found = Done(**json.loads(line))
+    for line in whole.splitlines()[1:]:
+        try:
+            found = Done(**json.loads(line))
+        except (ValueError, TypeError):
+            continue  # no record: the shard is made again
         path = out / found.name
         if found.samples == 0 or (path.exists() and path.with_suffix(".idx").exists() and _sha256(path) == found.sha256):
             done[found.name] = found
-    if lines[-1]:
-        _record(progress, "")
     return done
 
 
@@ -158,8 +163,12 @@ def _convert_all(tasks: list[Task], done: dict[str, Done], progress: IO[str], wo
                 bar.update(before + counter.value - bar.n)
         except BrokenProcessPool:
             raise InputError("a worker process died (out of memory?); run the same command again to go on, with fewer --workers") from None
-        finally:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, KeyboardInterrupt):
+                for process in multiprocessing.active_children():
+                    process.terminate()  # the shards under way are made again
+            raise
 
 
 def _manifest(listing: Listing, settings: Settings, done: list[Done]) -> Manifest:
@@ -197,7 +206,7 @@ def _report(manifest: Manifest, out: Path, allowed: int) -> int:
     for split, made in manifest.splits.items():
         size = sum(shard.bytes for shard in made.shards)
         mean = f", {size / made.samples / 1000:.1f} kB a picture" if made.samples else ""
-        print(f"  {split}: {made.samples:,} pictures in {len(made.shards)} shards, {size / 1e6:,.1f} MB{mean}")
+        print(f"  {split}: {made.samples:,} pictures in {len(made.shards)} shard{'s' * (len(made.shards) != 1)}, {size / 1e6:,.1f} MB{mean}")
     if not manifest.rejected:
         return 0
     for rejected in manifest.rejected[:10]:
@@ -241,6 +250,7 @@ def main(arguments: list[str] | None = None) -> int:
     with one_line_errors():
         given = _arguments(arguments)
         settings = Settings(size=given.size, quality=given.quality, shard_size=given.shard_size, seed=given.seed)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C
         try:
             manifest = make_shards(_locate_source(given.source), given.out, settings, given.workers)
         except KeyboardInterrupt:

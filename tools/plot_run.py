@@ -234,6 +234,9 @@ def plot_run(run: Path, folder: Path) -> None:
         raise InputError(f"{folder} has other classes than {run} was trained on; give the shards of its training (--shards)")
     write_png(draw_curves(lines, net.classes), run / "curves.png")
     write_png(draw_kernels(net), run / "kernels.png")
+    if not (run / "predictions.json").exists():
+        print("the run is not finished, so there are no predictions to draw yet", file=sys.stderr)
+        return
     write_png(draw_predictions(shown_pictures(read_predictions(run), shards)), run / "predictions.png")
 
 

@@ -1,6 +1,6 @@
 """A picture of what the network is fed: training images, and copies of them as the loader's graph augments them.
 
-python tools/show_batch.py [--shards shards/] [--out shards/augmented.png] [--colour eigenvalue|stddev|none]
+python tools/show_batch.py [--shards shards/] [--out augmented.png] [--colour eigenvalue|stddev|none]
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def show_batch(folder: Path, out: Path, augmentation: Augmentation, seed: int) -
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="A picture of training images and of what the network is fed for them.")
     parser.add_argument("--shards", type=Path, default=Path("shards"), help="folder made by make_shards (default: shards/)")
-    parser.add_argument("--out", type=Path, help="PNG to write (default: augmented.png beside the shards)")
+    parser.add_argument("--out", type=Path, default=Path("augmented.png"), help="PNG to write (default: augmented.png)")
     parser.add_argument("--crop", type=int, default=227, help="side of the window in pixels (default: 227)")
     parser.add_argument("--colour", choices=("eigenvalue", "stddev", "none"), default="eigenvalue", help="colour shift (default: the paper's)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the training (default: 0)")
@@ -158,8 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
     with one_line_errors():
         if not 0 <= given.seed < 2**64:
             raise InputError(f"--seed must be from 0 to 2^64 - 1, not {given.seed}")
-        out = given.out or given.shards / "augmented.png"
-        show_batch(given.shards, out, Augmentation(crop=given.crop, colour=given.colour), given.seed)
+        show_batch(given.shards, given.out, Augmentation(crop=given.crop, colour=given.colour), given.seed)
     return 0
 
 

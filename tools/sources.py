@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -113,6 +114,8 @@ def _members(file: IO[bytes], where: str, size: int) -> Iterator[tarfile.TarInfo
                     raise InputError(f"{where}: member {member.name} at byte {member.offset} runs past the end at {size:,}: {_CUT}")
                 if member.isfile():
                     yield member
+                elif not member.isdir():
+                    raise InputError(f"{where}: member {member.name} is a link or device, not a file: is this the official archive?")
             if tar.offset >= size:  # a whole tar ends with blocks of zeros; without them it was cut between two members
                 raise InputError(f"{where}: no end-of-archive mark at its end, byte {size:,}: {_CUT}")
     except (tarfile.TarError, EOFError) as error:
@@ -129,6 +132,8 @@ def _train_entries(path: Path, index_of: dict[str, int]) -> Iterator[Entry]:
             wnid = archive.name.rsplit("/", 1)[-1].removesuffix(".tar")
             if wnid not in index_of:
                 raise InputError(f"{path}: member {archive.name} is no class of the devkit; do the two belong to the same year and task?")
+            if wnid in seen:
+                raise InputError(f"{path}: class {wnid} is there twice, again at byte {archive.offset}: {_CUT}")
             seen.add(wnid)
             inner = _Window(path, archive.offset_data, archive.size)
             for member in _members(cast(IO[bytes], inner), f"{path}: {archive.name}", archive.size):
@@ -148,6 +153,8 @@ def _val_entries(path: Path, labels: list[int | None]) -> Iterator[Entry]:
     for number, (member, label) in enumerate(zip(members, labels, strict=True), 1):
         if label is None:
             raise InputError(f"{DEVKIT}: line {number} of {GROUND_TRUTH} is no ILSVRC2012_ID of {META}; fetch it again")
+        if re.findall(r"\d+", Path(member.name).stem)[-1:] != [f"{number:08d}"]:  # the label goes by the number in the name
+            raise InputError(f"{path}: {member.name} stands where picture {number:08d} should be, so one is missing or there twice; fetch it again")
         yield Entry(member.name, clean_key(Path(member.name).stem), label, str(path), member.offset_data, member.size)
 
 
@@ -191,12 +198,14 @@ def _list_class_folders(folder: Path) -> Listing:
     if not names:
         raise InputError(f"{folder / 'train'} has no class folders; expected train/CLASS/PICTURE")
     index_of = {name: index for index, name in enumerate(names)}
-    classes = tuple(ClassEntry(index=index, wnid=name, ilsvrc_id=None, words=name) for name, index in index_of.items())
+    shown = {name: printable(name) for name in names}
+    classes = tuple(ClassEntry(index=index, wnid=shown[name], ilsvrc_id=None, words=shown[name]) for name, index in index_of.items())
     splits = {"train": list(_folder_entries(folder, "train", index_of))}
     if (folder / "val").is_dir():
         splits["val"] = list(_folder_entries(folder, "val", index_of))
-    if not splits["train"]:
-        raise InputError(f"the class folders of {folder / 'train'} are empty; expected train/CLASS/PICTURE")
+    empty = sorted(set(range(len(names))) - {entry.label for entry in splits["train"]})
+    if empty:
+        raise InputError(f"the class folder {folder / 'train' / names[empty[0]]} is empty; put pictures there or remove it")
     return _listing("class-folders", classes, splits)
 
 
@@ -208,15 +217,34 @@ def _folder_entries(folder: Path, split: str, index_of: dict[str, int]) -> Itera
             raise InputError(f"{place} is a file where class folders are expected; sort the pictures into {split}/CLASS/")
         if place.name not in index_of:
             raise InputError(f"{place} is no class of {folder / 'train'}; the splits must have the same class folders")
-        for path in sorted(place.rglob("*")):
-            if path.name.startswith(".") or not path.is_file():
-                continue
-            name = path.relative_to(folder / split).as_posix()
-            stem = Path(name).stem if path.stem.startswith(f"{place.name}_") else name.removesuffix(path.suffix).replace("/", "_")
+        for path in _files_below(place):
+            name = printable(path.relative_to(folder / split).as_posix())
+            inside = str(Path(name).with_suffix("")).replace("/", "_")
+            stem = Path(name).stem if path.stem.startswith(f"{place.name}_") else inside
             yield Entry(name, clean_key(stem), index_of[place.name], str(path), 0, path.stat().st_size)
 
 
-# --- keys
+def _files_below(folder: Path) -> list[Path]:
+    """Files of a class, links followed, hidden ones left out. What is neither file nor folder is an InputError."""
+    found = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(place) / name
+            if name.startswith("."):
+                continue
+            if not path.is_file():
+                raise InputError(f"{printable(str(path))} is a broken link or no ordinary file; remove it or put the picture there")
+            found.append(path)
+    return sorted(found)
+
+
+# --- names
+
+
+def printable(name: str) -> str:
+    """A file name as text that JSON and a terminal can carry on one line, even if its bytes are not UTF-8."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace").replace("\n", "\\n")
 
 
 def clean_key(stem: str) -> str:

@@ -62,9 +62,10 @@ def launch(ranks: int, arguments: list[str]) -> int:
 def _report(error: ChildFailedError) -> int:
     """Name the rank that failed first: one killed by a signal, else one that did not just lose contact with another."""
 
-    def blame(failure: ProcessFailure) -> tuple[bool, bool, float]:
+    def blame(failure: ProcessFailure) -> tuple[bool, bool, bool, float]:
         return (
             failure.exitcode not in (-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT),
+            failure.exitcode == -signal.SIGTERM,  # the launcher itself stopped it
             failure.exitcode == LOST_CONTACT,
             failure.timestamp,
         )

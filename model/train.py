@@ -253,6 +253,9 @@ def _train_as_launched(given: argparse.Namespace) -> int:
     layout = join(columns, device)
     try:
         code = _run_rank(given, layout)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(2)  # at once: an orderly exit takes so long that a rank that lost contact would be blamed
     except RuntimeError as error:
         if not lost_contact(error):
             raise

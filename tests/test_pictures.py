@@ -32,7 +32,13 @@ def run(made_shards: Path, tmp_path: Path) -> Path:
     lines += [{"step": 40, "val_ten_view_top1_error_percent": 30.0, "val_ten_view_top5_error_percent": 0.0}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     kernels = {"conv1.weight": torch.randn(MAPS, 3, 11, 11, generator=torch.Generator().manual_seed(0))}
-    content = {"format": 1, "step": 40, "model": kernels, "classes": CLASSES, "classes_sha256": read_manifest(made_shards)[0].classes_sha256}
+    content = {
+        "format": 1,
+        "step": 40,
+        "model": kernels,
+        "classes": CLASSES,
+        "wnids": [entry.wnid for entry in read_manifest(made_shards)[0].classes],
+    }
     torch.save(content, folder / "checkpoints" / "step-00000040.pt")
     shards = ShardSet(made_shards, "val")
     best = [{"class": c, "probability": p} for c, p in enumerate((0.6, 0.2, 0.1, 0.1))]
@@ -178,7 +184,7 @@ def test_mistakes_with_runs_are_one_line(command: Command, run: Path, made_shard
 
 def test_shards_of_other_classes_are_refused(command: Command, run: Path, made_shards: Path) -> None:
     path = run / "checkpoints" / "step-00000040.pt"
-    torch.save({**torch.load(path, weights_only=True), "classes_sha256": "0" * 64}, path)
+    torch.save({**torch.load(path, weights_only=True), "wnids": ["n00000000"]}, path)
     one_line(command(plot_run.main, "--run", run, "--shards", made_shards), "other classes")
     assert not list(run.glob("*.png"))
 

@@ -230,7 +230,7 @@ def plot_run(run: Path, folder: Path) -> None:
     """Write the three pictures, each path said when its file is there. Raises InputError."""
     lines, net = read_metrics(run), read_net(run)
     shards = ShardSet(folder, "val")
-    if shards.manifest.classes_sha256 != net.classes_sha256:
+    if [entry.wnid for entry in shards.manifest.classes] != net.wnids:
         raise InputError(f"{folder} has other classes than {run} was trained on; give the shards of its training (--shards)")
     write_png(draw_curves(lines, net.classes), run / "curves.png")
     write_png(draw_kernels(net), run / "kernels.png")

@@ -41,7 +41,7 @@ class Net:
     step: int
     conv1: np.ndarray
     classes: int
-    classes_sha256: str
+    wnids: list[str]
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -77,7 +77,7 @@ def read_net(run: Path) -> Net:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         kernels = content["model"]["conv1.weight"].float().numpy()
-        net = Net(path, content["step"], kernels, content["classes"], content["classes_sha256"])
+        net = Net(path, content["step"], kernels, content["classes"], content["wnids"])
     except Exception as error:  # torch.load has no error of its own for a file that is not a checkpoint
         raise InputError(f"{path} is not a checkpoint that can be read ({type(error).__name__}); move it away, so that another is used") from None
     if kernels.ndim != 4 or kernels.shape[1] != 3 or len(kernels) < 2:

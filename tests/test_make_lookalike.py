@@ -13,6 +13,7 @@ import pytest
 import scipy.io
 from PIL import Image
 
+from pipeline.errors import InputError
 from tools import make_lookalike as tool
 from tools.make_lookalike import make_lookalike
 
@@ -176,7 +177,7 @@ def test_second_run_does_nothing(made: Path, capsys: pytest.CaptureFixture[str])
 
 def test_other_settings_are_refused(made: Path) -> None:
     before = archive_bytes(made)
-    with pytest.raises(tool.LookalikeError, match="another --out"):
+    with pytest.raises(InputError, match="another --out"):
         draw(made, seed=SEED + 1)
     assert archive_bytes(made) == before
 
@@ -184,7 +185,7 @@ def test_other_settings_are_refused(made: Path) -> None:
 @pytest.mark.parametrize("name", tool.ARCHIVES)
 def test_foreign_archive_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"a real ILSVRC")
-    with pytest.raises(tool.LookalikeError, match=re.escape(name)):
+    with pytest.raises(InputError, match=re.escape(name)):
         draw(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_bytes() == b"a real ILSVRC"
@@ -193,7 +194,7 @@ def test_foreign_archive_is_refused(name: str, tmp_path: Path) -> None:
 def test_foreign_archive_beside_our_record_is_refused(tmp_path: Path) -> None:
     make_lookalike(tmp_path, 1, 1, 1, 0, 32, 1)
     (tmp_path / tool.ARCHIVES[0]).write_bytes(b"a real ILSVRC")
-    with pytest.raises(tool.LookalikeError):
+    with pytest.raises(InputError):
         make_lookalike(tmp_path, 1, 1, 1, 0, 32, 1)
     assert (tmp_path / tool.ARCHIVES[0]).read_bytes() == b"a real ILSVRC"
 
@@ -201,7 +202,7 @@ def test_foreign_archive_beside_our_record_is_refused(tmp_path: Path) -> None:
 def test_dangling_link_is_refused(tmp_path: Path) -> None:
     """A link to an ILSVRC on a disk that is not mounted now."""
     (tmp_path / tool.ARCHIVES[0]).symlink_to(tmp_path / "not mounted")
-    with pytest.raises(tool.LookalikeError):
+    with pytest.raises(InputError):
         draw(tmp_path)
     assert (tmp_path / tool.ARCHIVES[0]).is_symlink()
 
@@ -214,7 +215,7 @@ def test_archive_that_comes_during_the_drawing_is_kept(tmp_path: Path, monkeypat
         return b""
 
     monkeypatch.setattr(tool, "meta_mat", meta_and_a_guest)
-    with pytest.raises(tool.LookalikeError):
+    with pytest.raises(InputError):
         make_lookalike(tmp_path, 1, 1, 1, 0, 32, 1)
     assert [path.name for path in tmp_path.iterdir()] == [late.name]
     assert late.read_bytes() == b"a real ILSVRC"
@@ -223,7 +224,7 @@ def test_archive_that_comes_during_the_drawing_is_kept(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("wrong", [{"classes": 0}, {"classes": 1000}, {"train": 0}, {"val": -1}, {"seed": -1}, {"side": 8}, {"workers": 0}])
 def test_settings_out_of_range(wrong: dict[str, int], tmp_path: Path) -> None:
     usual = {"classes": 1, "train": 1, "val": 1, "seed": 0, "side": 32, "workers": 1}
-    with pytest.raises(tool.LookalikeError):
+    with pytest.raises(InputError):
         make_lookalike(tmp_path / "out", **{**usual, **wrong})
     assert not (tmp_path / "out").exists()
 

@@ -181,6 +181,42 @@ def test_a_rank_that_dies_ends_the_run_with_its_name(made_shards: Path, tmp_path
         assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]
 
 
+def alive(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_one_run_has_one_trainer_and_no_rank_outlives_it(made_shards: Path, tmp_path: Path) -> None:
+    """A live run is refused to a second trainer; when the launcher is killed with SIGKILL its ranks end, and the run can go on."""
+    run = tmp_path / "run"
+    process = start(made_shards, run, "--columns", 2)
+    wait_for_step(run, 8)
+    children = [pid for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split() if b"RANK=" in environment_of(pid)]
+    assert len(children) == 2
+    one_line(train(made_shards, run, "--resume", recipe=False), "being trained by another process")
+    assert all(alive(pid) for pid in children)
+    process.kill()
+    process.communicate(timeout=60)
+    deadline = time.time() + 60
+    while any(alive(pid) for pid in children):
+        assert time.time() < deadline, "ranks go on without their launcher"
+        time.sleep(0.1)
+    newest = sorted((run / "checkpoints").glob("step-*.pt"))[-1]
+    content = torch.load(newest, weights_only=True)
+    content["recipe"]["train"]["epochs"] = content["loader"]["epoch"] + 1
+    torch.save(content, newest)
+    again = train(made_shards, run, "--resume", recipe=False)
+    assert again.returncode == 0, again.stderr
+    steps = sorted(losses(run))
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def environment_of(pid: str) -> bytes:
+    return Path(f"/proc/{pid}/environ").read_bytes()
+
+
 def test_a_loss_that_is_no_number_stops_with_step_and_rate(made_shards: Path, tmp_path: Path) -> None:
     one_line(train(made_shards, tmp_path / "run", "--set", "train.rate=1e12"), "nan", "step", "rate 1e+12", "--set train.rate=1e+11")
 

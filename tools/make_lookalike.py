@@ -24,6 +24,7 @@ import scipy.io
 from PIL import Image
 from tqdm import tqdm
 
+from pipeline.errors import InputError
 from tools.drawings import KINDS, Rng, paint
 
 Job = tuple[int, int, int, int, str, int, str]  # seed, split, class, index, words, side, oddity
@@ -32,10 +33,6 @@ DEVKIT, RECORD = "ILSVRC2012_devkit_t12", "lookalike.json"
 ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", f"{DEVKIT}.tar.gz")
 ODDITIES = ("png", "cmyk", "grey", "turned", "huge", "progressive")
 TRAIN, VAL, NUMBERS, PLAN = range(4)  # second word of every seed
-
-
-class LookalikeError(Exception):
-    """Something the user can put right; its text is one line."""
 
 
 def draw_size(rng: Rng, side: int) -> tuple[int, int]:
@@ -127,7 +124,7 @@ def already_made(out: Path, settings: dict[str, int]) -> bool:
     sizes = {name: (out / name).lstat().st_size for name in ARCHIVES if os.path.lexists(out / name)}
     record = (out / RECORD).read_bytes() if (out / RECORD).is_file() else b""
     if sizes and (len(sizes) < len(ARCHIVES) or record != record_of(settings, sizes)):
-        raise LookalikeError(f"{out} already holds {', '.join(sizes)}, not made with these settings; nothing changed: choose another --out")
+        raise InputError(f"{out} already holds {', '.join(sizes)}, not made with these settings; nothing changed: choose another --out")
     return bool(sizes)
 
 
@@ -153,7 +150,7 @@ def make_lookalike(out: Path, classes: int, train: int, val: int, seed: int, sid
     """Draw the archives into `out`, unless they are there; train, val: pictures a class; side: usual long side, pixels."""
     settings = {"version": VERSION, "classes": classes, "train": train, "val": val, "seed": seed, "side": side}
     if not 1 <= classes <= len(KINDS) or min(train, val, workers) < 1 or seed < 0 or side < 32:
-        raise LookalikeError(f"classes must be 1 to {len(KINDS)}; train, val and workers 1 or more; seed 0 or more; side 32 or more")
+        raise InputError(f"classes must be 1 to {len(KINDS)}; train, val and workers 1 or more; seed 0 or more; side 32 or more")
     if already_made(out, settings):
         print(f"{out} already holds this look-alike; nothing to do")
         return
@@ -194,8 +191,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=usual, help=f"{meaning} (%(default)s)")
     try:
         make_lookalike(**vars(parser.parse_args()))
-    except (LookalikeError, OSError, KeyboardInterrupt) as error:
-        print(f"make_lookalike: {str(error) or 'stopped; nothing was kept'}", file=sys.stderr)
+    except (InputError, OSError, KeyboardInterrupt) as error:
+        print(f"error: {str(error) or 'stopped; nothing was kept'}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -233,8 +233,9 @@ def test_killed_and_started_again(archives: Path, made_shards: Path, tmp_path: P
     while not (out / "manifest.json").exists():
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         deadline = time.time() + rng.uniform(0.5, 2.5) + kills
-        while process.poll() is None and time.time() < deadline:
-            time.sleep(0.01)
+        begun = [".progress.jsonl", "*.tar"][kills : kills + 1]  # first as soon as it has begun, then with a shard made, then at any time
+        while process.poll() is None and time.time() < deadline + 60 * len(begun) and not any(any(out.glob(name)) for name in begun):
+            time.sleep(0.002)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             kills += 1

@@ -12,7 +12,7 @@ M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # of glibc's malloc.h
 def keep_freed_memory(device: torch.device) -> None:
     """On the CPU under glibc: keep freed memory for the next step instead of handing it back to the system.
 
-    Activations of tens of MB are otherwise mapped, zeroed page by page and unmapped in every step, which took a third of it.
+    Activations of tens of MB are otherwise mapped, zeroed page by page and unmapped in every step.
     """
     if device.type != "cpu":
         return

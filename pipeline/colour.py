@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.atomic import atomic_file
+from pipeline.bounded import read_bounded
 from pipeline.errors import InputError
 
 STATISTICS_NAME, MEAN_NAME = "pca.json", "mean.npy"
@@ -97,19 +99,33 @@ def read_colour_stats(folder: Path, manifest_sha256: str, size: int) -> ColourSt
     """The statistics beside the shards; refused when missing, without units, of other shards, or of another size. Raises InputError."""
     path, remedy = folder / STATISTICS_NAME, f"run: python tools/compute_pca.py --shards {folder}"
     try:
-        statistics = Statistics.model_validate_json(path.read_bytes())
-        mean = np.load(folder / MEAN_NAME, allow_pickle=False)
+        statistics = Statistics.model_validate_json(read_bounded(path, _MAX_STATISTICS, f"statistics can have; {remedy}"))
+        if statistics.manifest_sha256 != manifest_sha256:
+            raise InputError(f"{path} was computed from other shards than those in {folder}; {remedy}")
+        return ColourStats(statistics, _read_mean(folder / MEAN_NAME, size, remedy))
     except FileNotFoundError as error:
         raise InputError(f"{error.filename} is missing: the shards have no colour statistics yet; {remedy}") from None
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; {remedy}") from None
+
+
+_MAX_STATISTICS = 1 << 16  # bytes; pca.json has 1,000
+_MAX_NPY_HEADER = 1000  # bytes; NumPy writes 128
+
+
+def _read_mean(path: Path, size: int, remedy: str) -> np.ndarray:
+    """The mean image; what its header asks for is checked before it is allocated. Raises InputError, FileNotFoundError."""
+    file = io.BytesIO(read_bounded(path, size * size * 3 * 4 + _MAX_NPY_HEADER, f"a mean image of {size} x {size} can have; {remedy}"))
+    try:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("another version of the format than the first")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=_MAX_NPY_HEADER)
+        if shape == (size, size, 3) and dtype == np.float32:
+            file.seek(0)
+            mean = np.load(file, allow_pickle=False)
+            if np.isfinite(mean).all():
+                return mean
     except (ValueError, EOFError) as error:
-        raise InputError(f"{folder / MEAN_NAME}: {error}; {remedy}") from None
-    if not isinstance(mean, np.ndarray):
-        raise InputError(f"{folder / MEAN_NAME} is not one array; {remedy}")
-    if statistics.manifest_sha256 != manifest_sha256:
-        raise InputError(f"{path} was computed from other shards than those in {folder}; {remedy}")
-    if mean.shape != (size, size, 3) or mean.dtype != np.float32 or not np.isfinite(mean).all():
-        raise InputError(f"{folder / MEAN_NAME} is {mean.dtype} {mean.shape}, not a finite float32 ({size}, {size}, 3); {remedy}")
-    return ColourStats(statistics, mean)
+        raise InputError(f"{path}: {str(error).splitlines()[0]}; {remedy}") from None
+    raise InputError(f"{path} is {dtype} {shape}, not a finite float32 ({size}, {size}, 3); {remedy}")

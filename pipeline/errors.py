@@ -6,6 +6,8 @@ import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 # A full disk, or a place that cannot be written to: the user's to mend.
 _OF_THE_PLACE = {
@@ -16,6 +18,17 @@ _OF_THE_PLACE = {
 
 class InputError(ValueError):
     """Something given by the user cannot be used. The message is one line: what, why, what to do."""
+
+
+class BadSample(InputError):
+    """One sample that cannot be used: its shard, key, byte offset of its picture in the shard, and why."""
+
+    def __init__(self, shard: Path, key: str, offset: int, reason: str, remedy: str = "copy or make this shard again") -> None:
+        super().__init__(f"{shard}: sample {key} at offset {offset}: {reason}; {remedy}")
+        self.shard, self.key, self.offset, self.reason, self._remedy = shard, key, offset, reason, remedy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BadSample, (self.shard, self.key, self.offset, self.reason, self._remedy)  # worker processes hand it to their parent
 
 
 @contextmanager

@@ -10,10 +10,16 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.atomic import atomic_file
+from pipeline.bounded import read_bounded
 from pipeline.errors import InputError
+from pipeline.tarshard import MAX_SAMPLES
 
 FORMAT_VERSION = 1
 NAME = "manifest.json"
+# What a manifest may have. ImageNet's has 0.3 MB and 10,000 commas; a rejected file adds 170 bytes and 3 commas.
+MAX_BYTES = 64 << 20
+MAX_COMMAS = 500_000  # at worst 2 kB of memory each: a megabyte of "{},{},..." would take a gigabyte
+_MANY_FAULTS = 1000  # listing them all, to show the first, would take 1 kB each
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -52,7 +58,7 @@ class ClassEntry(_Strict):
 
 class Shard(_Strict):
     name: str = Field(pattern=r"^(train|val)-[0-9]{6}\.tar$")  # never a path
-    samples: int = Field(ge=1)
+    samples: int = Field(ge=1, le=MAX_SAMPLES)
     bytes: int = Field(ge=1)
     sha256: Sha256
 
@@ -115,16 +121,23 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
     """
     path = folder / NAME
     try:
-        content = path.read_bytes()
+        content = read_bounded(path, MAX_BYTES, f"a manifest may have; {_AGAIN}")
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(_not_shards(folder)) from None
+    if content.count(b",") > MAX_COMMAS:
+        raise InputError(f"{path} has more than the {MAX_COMMAS:,} entries that a manifest may have; {_AGAIN}")
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
+        if error.error_count() > _MANY_FAULTS:
+            raise InputError(f"{path}: {error.error_count():,} entries are not those of a manifest; {_AGAIN}") from None
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        raise InputError(f"{path}: {where}: {first['msg']}; make the shards again with tools/make_shards.py") from None
+        raise InputError(f"{path}: {where}: {first['msg']}; {_AGAIN}") from None
     return manifest, hashlib.sha256(content).hexdigest()
+
+
+_AGAIN = "make the shards again with tools/make_shards.py"
 
 
 def _not_shards(folder: Path) -> str:

@@ -17,15 +17,17 @@ import numpy as np
 from crc32c import crc32c
 
 from pipeline.atomic import atomic_file
-from pipeline.errors import InputError
+from pipeline.bounded import read_bounded
+from pipeline.errors import BadSample, InputError
 
 BLOCK = 512  # tar: headers and data start at multiples of it
 KEY = re.compile(r"^[A-Za-z0-9_-]{1,90}$")  # no dot (WebDataset splits there), no space (the index splits there), fits USTAR
 INDEX_VERSION = "v1.2"
 MAX_LABEL = 10  # bytes: a label is a number of few digits
-_CRC_FIELD = slice(297, 329)  # gname of a USTAR header
-_SIZE_FIELD = slice(124, 136)
-_NAME_FIELD = slice(0, 100)
+MAX_JPEG = 64 << 20  # bytes: no picture of a shard comes near it, and a sample is read whole
+MAX_LINE = 300  # bytes of a line of the index: two keys, two offsets of 19 digits
+MAX_SAMPLES = 10**6  # of a shard, for an index read without its manifest
+_NAME, _SIZE, _CRC = 0, 124, 297  # fields of a USTAR header; the sum is in the group name
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,14 @@ def _member(name: str, data: bytes) -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % BLOCK)
 
 
-def read_index(path: Path) -> Index:
-    """Read an index, and refuse one whose offsets cannot be those of a shard of ours. Raises InputError."""
+def read_index(path: Path, samples: int = MAX_SAMPLES) -> Index:
+    """Read an index, and refuse one whose offsets cannot be those of a shard of ours. Raises InputError.
+
+    samples: how many its shard has; a file too large to be the index of so many is refused before it is read.
+    """
     try:
-        lines = path.read_text("ascii").splitlines()
+        content = read_bounded(path, (samples + 1) * MAX_LINE, f"the index of {samples:,} samples can have; {_AGAIN}")
+        lines = content.decode("ascii").splitlines()
     except FileNotFoundError:
         raise InputError(f"{path} is missing; {_AGAIN}") from None
     except UnicodeDecodeError as error:
@@ -111,7 +117,7 @@ def _check_layout(path: Path, index: Index) -> None:
     ends = np.cumsum(padded.reshape(-1))
     expected = np.concatenate((np.zeros(1, np.int64), ends[:-1])).reshape(-1, 2) + BLOCK
     offsets = np.stack((index.jpeg_offset, index.label_offset), axis=1)
-    wrong = ((offsets != expected) | (sizes < 1)).any(axis=1) | (sizes[:, 1] > MAX_LABEL)
+    wrong = ((offsets != expected) | (sizes < 1)).any(axis=1) | (sizes > (MAX_JPEG, MAX_LABEL)).any(axis=1)
     if wrong.any():
         row = int(np.argmax(wrong))
         raise InputError(f"{path}: line {row + 2} (sample {index.keys[row]}): offset or size does not fit the lines before; {_AGAIN}")
@@ -127,55 +133,33 @@ def tar_bytes(index: Index) -> int:
 def read_sample(descriptor: int, path: Path, index: Index, row: int) -> tuple[np.ndarray, int]:
     """Encoded picture, (bytes,) uint8, and label of one sample, both checked against name, size and CRC in the tar's headers.
 
-    One positioned read and no mmap: a tar that is cut short while it is read gives an error, not SIGBUS. Raises InputError.
+    One positioned read and no mmap: a tar that is cut short while it is read gives an error, not SIGBUS. Raises BadSample.
     """
-    start = int(index.jpeg_offset[row]) - BLOCK
-    buffer = _read(descriptor, path, index, row, start)
-    jpeg = _member_data(buffer, path, start, f"{index.keys[row]}.jpg", 0, int(index.jpeg_size[row]))
-    return np.frombuffer(jpeg, dtype=np.uint8), _label(buffer, path, index, row, start)
+    key, offset = index.keys[row], int(index.jpeg_offset[row])
+    start = offset - BLOCK
+    jpeg_end, label_at = BLOCK + int(index.jpeg_size[row]), int(index.label_offset[row]) - start
+    end = label_at + int(index.label_size[row])
+    try:
+        buffer = os.pread(descriptor, end, start)
+    except OSError as error:
+        raise BadSample(path, key, offset, f"{error.strerror}", "check the disk") from None
+    if len(buffer) < end:
+        raise BadSample(path, key, offset, f"the tar ends at {os.fstat(descriptor).st_size}")
+    jpeg, label = memoryview(buffer)[BLOCK:jpeg_end], buffer[label_at:end]
+    why = _disagreement(buffer, 0, f"{key}.jpg", jpeg) or _disagreement(buffer, label_at - BLOCK, f"{key}.cls", label)
+    if why is None and not label.isdigit():
+        why = f"its label {label!r} is not a number"
+    if why is not None:
+        raise BadSample(path, key, offset, why)
+    return np.frombuffer(jpeg, dtype=np.uint8), int(label)
 
 
-def read_label(descriptor: int, path: Path, index: Index, row: int) -> int:
-    """The label of one sample, checked like read_sample does, without reading its picture. Raises InputError."""
-    start = int(index.label_offset[row]) - BLOCK
-    return _label(_read(descriptor, path, index, row, start), path, index, row, start)
-
-
-def _read(descriptor: int, path: Path, index: Index, row: int, start: int) -> bytes:
-    """The tar from `start` to the end of the sample's label."""
-    size = int(index.label_offset[row] + index.label_size[row]) - start
-    buffer = os.pread(descriptor, size, start)
-    if len(buffer) < size:
-        end = os.fstat(descriptor).st_size
-        raise InputError(f"{path}: sample {index.keys[row]} at offset {start}: the tar ends at {end}; copy or make this shard again")
-    return buffer
-
-
-def _label(buffer: bytes, path: Path, index: Index, row: int, start: int) -> int:
-    at = int(index.label_offset[row]) - BLOCK - start
-    label = _member_data(buffer, path, start, f"{index.keys[row]}.cls", at, int(index.label_size[row]))
-    if not label.isdigit():
-        raise InputError(f"{path}: sample {index.keys[row]}: label {label!r} is not a number; make this shard again")
-    return int(label)
-
-
-def _member_data(buffer: bytes, path: Path, start: int, name: str, at: int, size: int) -> bytes:
-    """Data of the member whose header is at `at` of the buffer, which begins at byte `start` of the tar."""
-    data = buffer[at + BLOCK : at + BLOCK + size]
-    why = _disagreement(buffer[at : at + BLOCK], name, data)
-    if why:
-        key = name.rsplit(".", 1)[0]
-        raise InputError(f"{path}: sample {key}, {name} at offset {start + at}: {why}; copy or make this shard again")
-    return data
-
-
-def _disagreement(header: bytes, name: str, data: bytes) -> str | None:
-    """Why header and data are not the member `name`, or None."""
-    found = header[_NAME_FIELD].rstrip(b"\0")
-    if found != name.encode():
-        return f"the tar has {found[:40]!r} there, so index and tar disagree"
-    if header[_SIZE_FIELD].rstrip(b"\0 ") != b"%011o" % len(data):
-        return f"the tar says another size than the index ({len(data)} bytes)"
-    if header[_CRC_FIELD].rstrip(b"\0") != b"crc32c:%08x" % crc32c(data):
-        return "its bytes do not have the CRC-32C they were written with"
+def _disagreement(buffer: bytes, at: int, name: str, data: bytes | memoryview) -> str | None:
+    """Why the header at byte `at` of the buffer does not belong to a member `name` with this data, or None."""
+    if not buffer.startswith(name.encode() + b"\0", at + _NAME):
+        return f"the tar has {buffer[at : at + 40].rstrip(bytes(1))!r} where {name} should be, so index and tar disagree"
+    if not buffer.startswith(b"%011o\0" % len(data), at + _SIZE):
+        return f"the tar gives {name} another size than the index ({len(data)} bytes)"
+    if not buffer.startswith(b"crc32c:%08x\0" % crc32c(data), at + _CRC):
+        return f"the bytes of {name} do not have the CRC-32C they were written with"
     return None

@@ -70,7 +70,7 @@ def test_a_flipped_bit_is_named(shard: Path, offset: int, words: list[str]) -> N
 
 def test_a_tar_that_ends_early_is_named(shard: Path) -> None:
     os.truncate(shard, 700)
-    with pytest.raises(InputError, match=r"n01_1 at offset 0: the tar ends at 700"):
+    with pytest.raises(InputError, match=r"n01_1 at offset 512: the tar ends at 700"):
         read_all(shard)
 
 

@@ -21,9 +21,10 @@ from model import checkpoint
 from model.alexnet import AlexNet
 from model.layout import Layout, choose
 from model.memory import keep_freed_memory
+from model.pictures import Source, validation_loader
 from model.recipe import Recipe, check_recipe
 from model.stop import Stopped, StopRequest
-from pipeline import Augmentation, Batch, ImageLoader, InputError, atomic_file, one_line_errors
+from pipeline import Batch, ImageLoader, InputError, atomic_file, one_line_errors
 
 FIGURE_4 = 8  # pictures whose five best labels are kept
 
@@ -71,12 +72,14 @@ def evaluate(net: torch.nn.Module, loader: ImageLoader, layout: Layout, stop: St
             continue
         probabilities = _probabilities(net, batch.images, layout)
         best = probabilities.topk(min(5, probabilities.shape[1]), dim=1)
-        right = best.indices == batch.labels[:, None]
-        counts += torch.stack((right.new_tensor(len(right), dtype=torch.int64), (~right[:, 0]).sum(), (~right.any(dim=1)).sum()))
+        right, counted = best.indices == batch.labels[:, None], batch.labels >= 0  # a skipped sample's label is -1
+        counts += torch.stack((counted.sum(), (counted & ~right[:, 0]).sum(), (counted & ~right.any(dim=1)).sum()))
         _keep_some(result, batch, best)
     if layout.data_group is not None:
         dist.all_reduce(counts, group=layout.data_group)
     result.images, result.wrong_top1, result.wrong_top5 = counts.tolist()
+    if not result.images:
+        raise InputError(f"no validation picture of {loader.shards.folder} can be used; check them: python tools/check_shards.py")
     net.train()
     return result
 
@@ -96,38 +99,10 @@ def autocast(device: torch.device) -> Any:
 
 def _keep_some(result: Result, batch: Batch, best: Any) -> None:
     for row in range(min(len(batch.ids), FIGURE_4 - len(result.predictions))):
+        if batch.labels[row] < 0:
+            continue
         pairs = list(zip(best.indices[row].tolist(), best.values[row].tolist(), strict=True))
         result.predictions.append((int(batch.ids[row]), int(batch.labels[row]), pairs))
-
-
-def validation_loader(shards: str, recipe: Recipe, layout: Layout, views: int, threads: int, batch: int | None = None) -> ImageLoader:
-    """The validation split for `layout`: the centre view, or the ten of the paper."""
-    batch = batch or max(layout.world, recipe.train.batch if views == 1 else recipe.train.batch // 4)
-    return ImageLoader(
-        shards,
-        "val",
-        batch=batch,
-        views="centre" if views == 1 else "ten",
-        augmentation=augmentation(recipe),
-        rank=layout.rank,
-        world=layout.world,
-        group=layout.columns.group,
-        device=layout.device,
-        threads=threads,
-    )
-
-
-def augmentation(recipe: Recipe, colour: bool = True) -> Augmentation:
-    """A recipe's picture settings; without colour, neither noise nor the division that goes with it."""
-    d = recipe.data
-    return Augmentation(
-        crop=recipe.model.input,
-        mean_window=d.mean_window,
-        colour=d.colour if colour else "none",
-        sigma=d.sigma,
-        divisor=d.divisor if colour else 1.0,
-        window_shared_by=d.window_shared_by,
-    )
 
 
 def write_predictions(path: Path, result: Result) -> None:
@@ -153,12 +128,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--views", type=int, choices=(1, 10), default=10, help="centre view, or the paper's ten (default: 10)")
     parser.add_argument("--batch", type=int, help="pictures at a time (default: by the recipe)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--on-bad-sample", choices=("stop", "skip"), default="stop", help="a picture that cannot be used is not counted by skip")
     given = parser.parse_args(arguments)
     with one_line_errors():
         _, _, device = choose(1, 1, given.device, 1)
         net, recipe, content = load_net(given.checkpoint)
         layout = Layout(device=torch.device(device))
-        loader = validation_loader(given.shards, recipe, layout, given.views, os.cpu_count() or 1, given.batch)
+        source = Source(given.shards, os.cpu_count() or 1, given.on_bad_sample)
+        loader = validation_loader(source, recipe, layout, given.views, given.batch)
         if not len(loader.shards):
             raise InputError(f"{given.shards} has no validation pictures; make shards from a source that has some")
         if [entry.wnid for entry in loader.shards.manifest.classes] != content["wnids"]:
@@ -167,6 +144,8 @@ def main(arguments: list[str] | None = None) -> int:
         net.to(layout.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         result = evaluate(net, loader, layout)
         print(f"{given.checkpoint}, {given.views} view{'s' * (given.views > 1)}: {result}")
+        for one in loader.skipped:
+            print(f"not counted: {one.shard}, sample {one.key} at offset {one.offset}: {one.reason}")
     return 0
 
 

@@ -29,6 +29,7 @@ class Layout:
     data_count: int = 1
     data_group: dist.ProcessGroup | None = None
     control_group: dist.ProcessGroup | None = None  # gloo, for words that must not wait for a GPU
+    machine_group: dist.ProcessGroup | None = None  # the ranks of this machine, which share a cache of pictures
 
     @property
     def first(self) -> bool:
@@ -80,16 +81,26 @@ def join(columns: int, device: str) -> Layout:
     if device == "cuda":
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     mesh = init_device_mesh(device, (world // columns, columns), mesh_dim_names=("data", "column"))
     data_index, column = rank // columns, rank % columns
     return Layout(
         rank=rank,
         world=world,
-        local_world=int(os.environ.get("LOCAL_WORLD_SIZE", world)),
+        local_world=local_world,
         device=place,
         columns=Columns(column, mesh.get_group("column")) if columns == COLUMNS else Columns(),
         data_index=data_index,
         data_count=world // columns,
         data_group=mesh.get_group("data") if world > columns else None,
         control_group=dist.new_group(backend="gloo", timeout=TIMEOUT) if world > 1 else None,
+        machine_group=_machine_group(rank, world, local_world) if world > 1 else None,
     )
+
+
+def _machine_group(rank: int, world: int, local_world: int) -> dist.ProcessGroup | None:
+    """The ranks of this rank's machine, which are neighbours; None where machines have different numbers of them."""
+    if world % local_world:
+        return None
+    machines = [list(range(first, first + local_world)) for first in range(0, world, local_world)]
+    return [dist.new_group(ranks, timeout=TIMEOUT) for ranks in machines][rank // local_world]

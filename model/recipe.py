@@ -17,7 +17,12 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 class Data(BaseModel):
-    """What is done to pictures; the names are those of pipeline.Augmentation. colour_stop_epoch: no colour noise from it on."""
+    """What is done to pictures; the names are those of pipeline.Augmentation. colour_stop_epoch: no colour noise from it on.
+
+    order, window: of the training pictures, global or windowed over so many shards. decoder: see pipeline.ImageLoader.
+    cache: of decoded training pictures, in the memory of the machine or of the devices; cache_pixels: rgb, or yuv420 for
+    half the memory; cache_limit_gb: 10^9 bytes.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,6 +32,12 @@ class Data(BaseModel):
     divisor: float = Field(default=1.0, gt=0)
     window_shared_by: int = Field(default=1, ge=1)
     colour_stop_epoch: int | None = Field(default=None, ge=0)
+    order: Literal["global", "windowed"] = "global"
+    window: int = Field(default=16, ge=1)
+    decoder: Literal["dali", "turbojpeg"] = "dali"
+    cache: Literal["none", "host", "device"] = "none"
+    cache_pixels: Literal["rgb", "yuv420"] = "rgb"
+    cache_limit_gb: float | None = Field(default=None, gt=0)
 
 
 class Training(BaseModel):

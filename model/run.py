@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model import checkpoint
 from model.alexnet import AlexNet, gather_parameter, own_part, whole_state
-from model.evaluate import augmentation, validation_loader
 from model.layout import Layout
 from model.metrics import Metrics
+from model.pictures import Source, train_loader, validation_loader
 from model.recipe import Recipe
 from model.schedule import Schedule
 from model.sgd import PaperSGD
 from model.stop import StopRequest
-from pipeline import ImageLoader, InputError
+from pipeline import STAGES, ImageLoader, InputError
 
 
 @dataclass
@@ -37,11 +38,11 @@ class Run:
     val: ImageLoader | None
     metrics: Metrics
     stop: StopRequest
-    shards: str
-    threads: int
+    source: Source
     step: int = 0
     unvalidated: bool = False  # an epoch was finished and saved, but not yet validated
     window: Window = field(default_factory=lambda: Window())
+    spent: Spent = field(default_factory=lambda: Spent())
 
 
 @dataclass
@@ -53,6 +54,37 @@ class Window:
     waited: float = 0.0
     epoch_loss: float = 0.0
     epoch_steps: int = 0
+
+
+@dataclass
+class Spent:
+    """Where the time of this process's training went, for the table at its end; validation is not in it.
+
+    seconds: of training, and of them `waited` for data; loader: seconds of each stage of the loader.
+    """
+
+    images: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    loader: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    def add(self, images: int, seconds: float, waited: float, loader_percent: Mapping[Any, float]) -> None:
+        self.images, self.seconds, self.waited = self.images + images, self.seconds + seconds, self.waited + waited
+        for stage in STAGES:
+            self.loader[stage] += seconds * loader_percent[stage] / 100
+
+    def table(self, skipped: int) -> list[str]:
+        """Lines of the end-of-run table."""
+        if not self.seconds:
+            return []
+        share = {stage: 100 * value / self.seconds for stage, value in self.loader.items()}
+        return [
+            f"  {'images trained on, since the start or resume':<46} {self.images:,}",
+            f"  {'images/s while training':<46} {self.images / self.seconds:,.1f}",
+            f"  {'waiting for data':<46} {100 * self.waited / self.seconds:.1f} %",
+            f"  {'the loader:  ' + ', '.join(STAGES):<46} {', '.join(f'{share[stage]:.1f}' for stage in STAGES)} %",
+            f"  {'pictures skipped':<46} {skipped:,}",
+        ]
 
 
 def save_run(run: Run, best: bool) -> None:
@@ -76,22 +108,6 @@ def save_run(run: Run, best: bool) -> None:
     checkpoint.save(run.folder / "checkpoints", run.step, content, best)
 
 
-def train_loader(shards: str, recipe: Recipe, layout: Layout, threads: int, epoch: int) -> ImageLoader:
-    last = recipe.data.colour_stop_epoch
-    return ImageLoader(
-        shards,
-        "train",
-        batch=recipe.train.batch,
-        augmentation=augmentation(recipe, colour=last is None or epoch < last),
-        seed=recipe.train.seed,
-        rank=layout.rank,
-        world=layout.world,
-        group=layout.columns.group,
-        device=layout.device,
-        threads=threads,
-    )
-
-
 def _parameter_groups(net: AlexNet, recipe: Recipe) -> list[dict[str, Any]]:
     """Four groups by the names that Schedule.rates gives rates to."""
     t, groups = recipe.train, []
@@ -102,13 +118,13 @@ def _parameter_groups(net: AlexNet, recipe: Recipe) -> list[dict[str, Any]]:
     return groups
 
 
-def build_run(folder: Path, recipe: Recipe, layout: Layout, shards: str, threads: int, resumed: dict[str, Any] | None) -> Run:
+def build_run(folder: Path, recipe: Recipe, layout: Layout, source: Source, resumed: dict[str, Any] | None) -> Run:
     """A run at its beginning, or where the checkpoint `resumed` left it. Raises InputError."""
-    loader = train_loader(shards, recipe, layout, threads, resumed["loader"]["epoch"] if resumed else 0)
+    loader = train_loader(source, recipe, layout, resumed["loader"]["epoch"] if resumed else 0)
     manifest = loader.shards.manifest
     has_val = "val" in manifest.splits and manifest.splits["val"].samples > 0
     if not has_val and recipe.train.schedule == "plateau":
-        raise InputError(f"{shards} has no validation pictures, which schedule: plateau goes by; use --set train.schedule=fixed")
+        raise InputError(f"{source.shards} has no validation pictures, which schedule: plateau goes by; use --set train.schedule=fixed")
     net = AlexNet(len(manifest.classes), recipe.model, layout.columns, seed=recipe.train.seed)
     net.to(layout.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = PaperSGD(_parameter_groups(net, recipe), recipe.train.rate, recipe.train.momentum)
@@ -132,11 +148,10 @@ def build_run(folder: Path, recipe: Recipe, layout: Layout, shards: str, threads
         optimiser=optimiser,
         schedule=schedule,
         train=loader,
-        val=validation_loader(shards, recipe, layout, 1, threads) if has_val else None,
+        val=validation_loader(source, recipe, layout, 1) if has_val else None,
         metrics=Metrics(folder if layout.first else None, resume_at),
         stop=StopRequest(layout.control_group),
-        shards=shards,
-        threads=threads,
+        source=source,
         step=resumed["step"] if resumed else 0,
         unvalidated=resumed["unvalidated"] if resumed else False,
     )

@@ -17,18 +17,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from model import checkpoint
 from model.alexnet import MaskDraw
-from model.evaluate import autocast, evaluate, validation_loader, write_predictions
+from model.arguments import read_arguments
+from model.evaluate import autocast, evaluate, write_predictions
 from model.launch import LOST_CONTACT, end_with_parent, launch, lost_contact, under_launcher
 from model.layout import Layout, check_batch, choose, join
 from model.memory import keep_freed_memory
+from model.pictures import Source, augmentation, count_skipped, list_skipped, validation_loader
 from model.recipe import Recipe, check_recipe, read_recipe
-from model.run import Run, Window, build_run, save_run, train_loader
+from model.run import Run, Window, build_run, save_run
 from model.sgd import PaperSGD
 from model.stop import Stopped
-from pipeline import Batch, InputError, check_folder, one_line_errors
+from pipeline import STAGES, Batch, ImageLoader, InputError, check_folder, one_line_errors
 
 PATIENCE = 5  # epochs at chance before a run with small biases is warned
 STUCK = 0.02  # nats: an epoch's mean loss this near to ln(classes) has learned nothing
@@ -68,11 +71,10 @@ def _enter_epoch(run: Run) -> None:
     epoch = run.train.epoch
     for group, rate in run.schedule.rates(epoch).items():
         next(g for g in run.optimiser.param_groups if g["name"] == group)["rate"] = rate
-    last = run.recipe.data.colour_stop_epoch
-    if last is not None and epoch >= last and run.train.augmentation.colour != "none":
-        state = run.train.state_dict()
-        run.train = train_loader(run.shards, run.recipe, run.layout, run.threads, epoch)
-        run.train.load_state_dict(state)
+    wanted = augmentation(run.recipe, epoch)
+    if wanted != run.train.augmentation:
+        run.train.change(wanted)
+    run.train.times.share()  # what the loader did before is not the training's
     run.window = Window()
 
 
@@ -116,12 +118,25 @@ def _log(run: Run, epoch: int) -> None:
     elapsed = time.perf_counter() - window.began
     loss, wait = sum(values) / count, 100 * window.waited / elapsed
     images = count * run.recipe.train.batch / elapsed
-    run.metrics.write(run.step, epoch=epoch + 1, loss_nats=loss, rate=rate, images_per_second=images, data_wait_percent=wait)
+    loader = run.train.times.share()
+    run.spent.add(count * run.recipe.train.batch, elapsed, window.waited, loader)
+    shares = {f"loader_{stage}_percent": loader[stage] for stage in STAGES}
+    run.metrics.write(run.step, epoch=epoch + 1, loss_nats=loss, rate=rate, images_per_second=images, data_wait_percent=wait, **shares)
     run.metrics.say(
         f"epoch {epoch + 1:3d}  step {run.step:6d}  loss {loss:7.4f}  rate {rate:g}  {images:7.1f} images/s  waiting for data {wait:4.1f} %"
+        f"  (loader: {', '.join(f'{stage} {loader[stage]:.0f}' for stage in STAGES)} %)"
     )
+    _list_skipped(run, run.train)
     window.epoch_loss, window.epoch_steps = window.epoch_loss + sum(values), window.epoch_steps + count
     window.losses, window.waited, window.began = [], 0.0, time.perf_counter()
+
+
+def _list_skipped(run: Run, loader: ImageLoader) -> None:
+    """Say which pictures this rank had to skip, once, and list them in the run's folder."""
+    for one in list_skipped(run.folder, loader.skipped):
+        place = f"{one.shard}: sample {one.key} at offset {one.offset}: {one.reason}"
+        print(f"skipped: {place}; {count_skipped(run.folder)} by now, listed in {run.folder / 'skipped.jsonl'}", file=sys.stderr, flush=True)
+    loader.skipped.clear()
 
 
 def _refuse_not_finite(losses: list[float], first_step: int, epoch: int, rate: float) -> None:
@@ -153,6 +168,7 @@ def _validate(run: Run) -> None:
     epoch, began = run.train.epoch, time.perf_counter()  # the loader stands at the next epoch, so `epoch` counts those done
     run.val.epoch = run.val.position = 0
     result = evaluate(run.net, run.val, run.layout, run.stop)
+    _list_skipped(run, run.val)
     best = run.schedule.validated(result.top1_error)
     run.metrics.write(
         run.step,
@@ -168,10 +184,12 @@ def _validate(run: Run) -> None:
 
 
 def _finish(run: Run) -> None:
-    """The ten views of the paper, and the predictions of a few pictures."""
+    """The ten views of the paper, the predictions of a few pictures, and where the time went."""
+    for line in run.spent.table(count_skipped(run.folder)):
+        run.metrics.say(line)
     if run.val is None:
         return
-    loader = validation_loader(run.shards, run.recipe, run.layout, 10, run.threads)
+    loader = validation_loader(run.source, run.recipe, run.layout, 10)
     result = evaluate(run.net, loader, run.layout, run.stop)
     run.metrics.write(run.step, val_ten_view_top1_error_percent=100 * result.top1_error, val_ten_view_top5_error_percent=100 * result.top5_error)
     run.metrics.say(f"finished   validation, ten views:   {result}")
@@ -179,22 +197,6 @@ def _finish(run: Run) -> None:
         run.metrics.say(f"these are of the last epoch's net; {run.folder / 'checkpoints' / 'best.pt'} had the best centre view")
     if run.layout.first:
         write_predictions(run.folder / "predictions.json", result)
-
-
-def _arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train AlexNet on shards.")
-    parser.add_argument("--shards", default="shards", help="folder made by make_shards (default: shards/)")
-    parser.add_argument("--recipe", help="alexnet (the paper, default), alexnet-2012 (the authors' program), small, or a .yaml file")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe, such as train.rate=0.02")
-    parser.add_argument(
-        "--columns", type=int, choices=(1, 2), help="devices that share one net: 2 puts a column on each (default: 2 where there are two GPUs)"
-    )
-    parser.add_argument("--devices", type=int, help="number of devices, one process each (default: all GPUs; 1 on the CPU)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--threads", type=int, help="decoding threads a process (default: its share of the cores)")
-    parser.add_argument("--run", type=Path, help="folder of the run (default: runs/RECIPE-DATE-TIME; with --resume the newest in runs/)")
-    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
-    return parser.parse_args(arguments)
 
 
 def _choose_run(given: argparse.Namespace) -> tuple[Path, Recipe, dict[str, Any] | None]:
@@ -230,10 +232,13 @@ def _run_rank(given: argparse.Namespace, layout: Layout) -> int:
     if layout.device.type == "cpu":
         torch.set_num_threads(cores)
     keep_freed_memory(layout.device)
-    run = build_run(folder, recipe, layout, given.shards, given.threads or cores, resumed)
+    source = Source(given.shards, given.threads or cores, given.on_bad_sample, given.local, given.local_gb)
+    run = build_run(folder, recipe, layout, source, resumed)
     run.metrics.say(
         f"{folder}: {layout.describe()}; {len(run.train.shards):,} training pictures, {run.net.num_classes} classes, batch {recipe.train.batch}"
     )
+    for note in run.train.notes:
+        run.metrics.say(note)
     if resumed:
         run.metrics.say(f"going on at epoch {run.train.epoch + 1}, image {run.train.position:,}, step {run.step}")
     try:
@@ -250,6 +255,8 @@ def _train_as_launched(given: argparse.Namespace) -> int:
     if world % columns:
         raise InputError(f"{world} ranks cannot be paired as {columns} columns; use an even number, or --columns 1")
     end_with_parent()
+    if given.verify and os.environ.get("LOCAL_RANK") == "0":
+        _check_shards(given)
     layout = join(columns, device)
     try:
         code = _run_rank(given, layout)
@@ -265,17 +272,23 @@ def _train_as_launched(given: argparse.Namespace) -> int:
     return code
 
 
+def _check_shards(given: argparse.Namespace) -> None:
+    with tqdm(desc="verifying shards", unit="B", unit_scale=True, disable=not given.verify, mininterval=0.5 if sys.stderr.isatty() else 30) as bar:
+        check_folder(given.shards, given.local, given.local_gb, bar.update if given.verify else None)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    given = _arguments(arguments)
+    given = read_arguments(arguments)
     with one_line_errors():
         if under_launcher():
             return _train_as_launched(given)
         folder, recipe, _ = _choose_run(given)
         ranks, columns, device = choose(given.devices, given.columns, given.device, recipe.train.batch)
+        if ranks > 1 or given.verify:
+            _check_shards(given)  # before processes are started for nothing
         if ranks == 1:
             return _run_rank(given, Layout(device=torch.device(device)))
-        check_folder(given.shards)  # before processes are started for nothing
-        again = sys.argv[1:] if arguments is None else arguments
+        again = [word for word in (sys.argv[1:] if arguments is None else arguments) if word != "--verify"]
         return launch(ranks, [*again, "--columns", str(columns), "--device", device, "--run", str(folder)])
     raise AssertionError("unreachable: one_line_errors exits")
 

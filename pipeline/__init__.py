@@ -1,27 +1,46 @@
 """Shards on disk -> batches of images on the device. What is named here is all that other packages use."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pipeline.atomic import atomic_file
-from pipeline.check import check_folder
 from pipeline.errors import InputError, one_line_errors
 from pipeline.manifest import Manifest, read_manifest
+from pipeline.times import STAGES
 
 if TYPE_CHECKING:
     from pipeline.augment import Augmentation
+    from pipeline.cache import CacheSettings
+    from pipeline.check import check_folder
     from pipeline.loader import Batch, ImageLoader
+    from pipeline.samples import Skipped
 
-__all__ = ["Augmentation", "Batch", "ImageLoader", "InputError", "Manifest", "atomic_file", "check_folder", "one_line_errors", "read_manifest"]
+_LATER = {
+    "Augmentation": "augment",
+    "Batch": "loader",
+    "CacheSettings": "cache",
+    "ImageLoader": "loader",
+    "Skipped": "samples",
+    "check_folder": "check",
+}
+__all__ = [
+    "STAGES",
+    "Augmentation",
+    "Batch",
+    "CacheSettings",
+    "ImageLoader",
+    "InputError",
+    "Manifest",
+    "Skipped",
+    "atomic_file",
+    "check_folder",
+    "one_line_errors",
+    "read_manifest",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Load torch and DALI with the first name that needs them: the tools that make shards need neither."""
-    if name == "Augmentation":
-        from pipeline.augment import Augmentation
-
-        return Augmentation
-    if name in ("Batch", "ImageLoader"):
-        from pipeline import loader
-
-        return getattr(loader, name)
+    if name in _LATER:
+        return getattr(import_module(f"pipeline.{_LATER[name]}"), name)
     raise AttributeError(f"module 'pipeline' has no attribute {name!r}")

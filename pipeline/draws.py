@@ -24,6 +24,10 @@ class Draws:
     flip: np.ndarray
     normals: np.ndarray
 
+    def rows(self, which: np.ndarray) -> Draws:
+        """The draws of some of the samples."""
+        return Draws(self.x[which], self.y[which], self.flip[which], self.normals[which])
+
 
 def draw(seed: int, epoch: int, ids: np.ndarray, offsets: int) -> Draws:
     """Draws for `ids`; window offsets are uniform over 0 .. offsets - 1, both ends as likely as the middle.

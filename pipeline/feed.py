@@ -1,122 +1,127 @@
-"""What DALI decodes next: this rank's part of every batch of a pass, read, and the facts of the whole batch."""
+"""What this rank does for a batch: which samples it decodes, read and ready for the decoder, and the facts of its group's rows."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
+from pipeline.cache import NOT_CACHED, Cache
 from pipeline.draws import Draws
 from pipeline.graph import Fed
-from pipeline.shards import ShardSet
+from pipeline.samples import Samples
+from pipeline.share import Route, Share, route
+from pipeline.staging import Staging
 
 
-@dataclass(frozen=True)
+@dataclass
 class Part:
-    """This rank's windows of a batch (None where its share of a last batch is empty), and all rows of its group: labels, ids,
-    draws, and colour shift (n, 3) float32 grey levels. sizes: rows that each rank of the group decodes."""
+    """One batch on one rank.
 
-    images: torch.Tensor | None
-    labels: np.ndarray
+    Of this rank's h rows: positions in the epoch; ids and labels, (h,) int64, of what was really read; draws and colour
+    shift, (h, 3) float32 grey levels, which belong to the position's own id; slots in the cache, -1 for none. jpegs: the
+    encoded pictures of the rows in `missing`, which have to be decoded; sources: ids of the samples that they are of. Of the
+    rows that it needs after the exchange: needed_draws, needed_shift. way: what crosses, None where every row is this rank's own.
+    """
+
+    positions: np.ndarray
     ids: np.ndarray
+    labels: np.ndarray
     draws: Draws
     shift: np.ndarray
-    sizes: list[int]
+    slots: np.ndarray
+    needed_draws: Draws
+    needed_shift: np.ndarray
+    way: Route | None
+    missing: np.ndarray
+    jpegs: list[np.ndarray] = field(default_factory=list)
+    sources: list[int] = field(default_factory=list)
 
-
-@dataclass(frozen=True)
-class Share:
-    """Who decodes what of a batch: `rank` of `world`, and the ranks `group` that need each other's parts (itself among them)."""
-
-    rank: int
-    world: int
-    group: range
-
-    def rows(self, rank: int, count: int) -> range:
-        """Rows of a batch of `count` that a rank decodes."""
-        return range(count * rank // self.world, count * (rank + 1) // self.world)
+    def fed(self) -> Fed:
+        """What the decoder needs for the missing rows."""
+        return Fed(self.jpegs, self.draws.rows(self.missing), self.shift[self.missing])
 
 
 class Feed:
-    """DALI takes batches ahead of giving results; `taken` holds those whose result is still to come."""
+    """Prepares the batches of a pass, in their order."""
 
     def __init__(
-        self, shards: ShardSet, batch: int, share: Share, draws_of: Callable[[np.ndarray, np.ndarray], tuple[Draws, np.ndarray]], ahead: int
+        self,
+        samples: Samples,
+        batch: int,
+        share: Share,
+        draws_of: Callable[[np.ndarray, np.ndarray], tuple[Draws, np.ndarray]],
+        cache: Cache | None,
     ) -> None:
-        """draws_of: (ids, positions) -> draws and colour shift. ahead: batches that DALI may have taken ahead."""
-        self._shards, self._batch, self._share, self._draws_of, self._ahead = shards, batch, share, draws_of, ahead
-        self._starts: deque[int] = deque()
-        self._taken: deque[Part] = deque()
+        """draws_of: (ids, positions) -> draws and colour shift."""
+        self.samples, self._batch, self._share, self._draws_of, self._cache = samples, batch, share, draws_of, cache
         self._order = np.empty(0, np.int64)
-        self._drained = True
+        self._staging: Staging | None = None
 
-    def begin(self, order: np.ndarray, starts: range) -> None:
-        """A new pass: sample id at every position, and the position of the first sample of every batch."""
-        assert self._drained, "DALI ended with an error; results of that pass could be taken for the next one's: make a new loader"
-        self._order, self._starts = order, deque(starts)
-        self._taken.clear()
+    def begin(self, order: np.ndarray, epoch: int, staging: Staging | None) -> None:
+        """A new pass over this order of sample ids."""
+        self._order, self._staging = order, staging
+        self.samples.begin(order, epoch)
 
-    def _rows(self, start: int, rank: int) -> range:
-        return self._share.rows(rank, min(self._batch, len(self._order) - start))
-
-    def next_is_empty(self) -> bool:
-        """Whether the next result is a share of no images at all, which DALI must not be asked for."""
-        return not self._taken and bool(self._starts) and not self._rows(self._starts[0], self._share.rank)
-
-    def feed(self) -> Fed:
-        """DALI's callback: read and draw the next batch."""
-        if not self._starts or not self._rows(self._starts[0], self._share.rank):
-            raise StopIteration
-        part, fed = self._read(self._starts[0])
-        self._starts.popleft()
-        self._taken.append(part)
-        return fed
-
-    def _read(self, start: int) -> tuple[Part, Fed]:
-        """Facts of the group's rows of a batch; the pictures of this rank's, and only the labels of the others'."""
-        ranks = [self._rows(start, rank) for rank in self._share.group]
-        positions = np.arange(start + ranks[0].start, start + ranks[-1].stop)
+    def prepare(self, start: int) -> Part:
+        """Read this rank's rows of the batch that starts at position `start`. Raises InputError."""
+        count = min(self._batch, len(self._order) - start)
+        rows = self._share.group_rows(count)
+        positions = np.arange(start + rows.start, start + rows.stop)
+        if self._staging is not None and len(positions):
+            self._staging.reach(start, int(positions[-1]))
         ids = self._order[positions]
         draws, shift = self._draws_of(ids, positions)
-        own = self._rows(start, self._share.rank)
-        first = own.start - ranks[0].start
-        mine = slice(first, first + len(own))
-        labels = np.empty(len(ids), np.int64)
-        jpegs = []
-        for row, sample in enumerate(ids.tolist()):
-            if mine.start <= row < mine.stop:
-                jpeg, labels[row] = self._shards.read(sample)
-                jpegs.append(jpeg)
-            else:
-                labels[row] = self._shards.read_label(sample)
-        own_draws = Draws(draws.x[mine], draws.y[mine], draws.flip[mine], draws.normals[mine])
-        return Part(None, labels, ids, draws, shift, [len(rows) for rows in ranks]), Fed(jpegs, own_draws, shift[mine])
+        decoders = self._share.decoders(ids, count)
+        mine = np.flatnonzero(decoders == self._share.rank - self._share.group.start)
+        own = self._share.needs(self._share.rank, count)
+        needed = np.arange(own.start - rows.start, own.stop - rows.start)
+        part = Part(
+            positions=positions[mine],
+            ids=ids[mine],
+            labels=np.empty(len(mine), np.int64),
+            draws=draws.rows(mine),
+            shift=shift[mine],
+            slots=np.full(len(mine), -1),
+            needed_draws=draws.rows(needed),
+            needed_shift=shift[needed],
+            way=route(self._share, decoders, count) if len(self._share.group) > 1 else None,
+            missing=np.arange(len(mine)),
+        )
+        self._fill(part)
+        return part
 
-    def oldest_ids(self) -> np.ndarray:
-        """Ids of the batch whose result comes next, all of its group."""
-        return self._taken[0].ids
+    def _fill(self, part: Part) -> None:
+        """Labels from the cache, and the other samples from the shards."""
+        if self._cache is not None:
+            part.labels[:] = self._cache.labels_of(part.ids)
+            part.labels[self.samples.known_bad(part.ids)] = NOT_CACHED
+            part.missing = np.flatnonzero(part.labels == NOT_CACHED)
+            part.slots = self._cache.slots(part.ids)
+        read = [self._read(part, row) for row in part.missing.tolist()]
+        part.sources, part.jpegs = [source for source, _ in read], [jpeg for _, jpeg in read]
 
-    def take(self, images: torch.Tensor | None) -> Part:
-        """Join the next result with what was fed for it."""
-        if images is None:
-            part, _ = self._read(self._starts.popleft())
-            return part
-        return replace(self._taken.popleft(), images=images)
+    def _read(self, part: Part, row: int) -> tuple[int, np.ndarray]:
+        source, jpeg, label = self.samples.read(int(part.positions[row]))
+        part.labels[row] = label
+        if label >= 0:  # what is not counted keeps its own id
+            part.ids[row] = source
+        if self._cache is not None:
+            # What stands in for a sample that is not counted has its pixels, but not its label: it has no slot.
+            part.slots[row] = self._cache.slots(part.ids[row : row + 1])[0] if label >= 0 else -1
+        return source, jpeg
 
-    def drain(self, pipe: Any) -> None:
-        """Empty DALI's queue, so that the next pass starts with its own first batch."""
-        self._starts.clear()
-        self._drained = False
-        for _ in range(self._ahead + 2):
-            try:
-                pipe.run()
-            except StopIteration:
-                pipe.reset()
-                self._drained = True
-                return
-            except RuntimeError:  # a picture that cannot be decoded, in a batch that nobody wants any more
-                continue
+    def replace(self, part: Part, faults: dict[int, str]) -> None:
+        """Rows that could not be decoded, with the decoder's words: name the sample, or read what takes its place."""
+        for number, reason in faults.items():
+            self.samples.reject(part.sources[number], reason)
+        for number in faults:
+            part.sources[number], part.jpegs[number] = self._read(part, int(part.missing[number]))
+
+    def settle(self, part: Part) -> None:
+        """All missing rows are decoded: what was read in place of a bad sample is final."""
+        positions = part.positions[part.missing]
+        if part.sources != self._order[positions].tolist():
+            for position, source in zip(positions.tolist(), part.sources, strict=True):
+                self.samples.settle(position, source)

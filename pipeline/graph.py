@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
+from PIL import Image
 
 from pipeline.augment import Augmentation, central_mean
-from pipeline.draws import Draws
+from pipeline.draws import Draws, fixed
 
-Out = Literal["uint8", "float32"]
+# What comes out, uint8 (n, side, side, 3): "pictures" whole, "windows" cropped; "float32": mirrored, mean subtracted and colour
+# shifted as well, (n, 3, crop, crop) grey levels, all of it by DALI's own operators.
+Out = Literal["pictures", "windows", "float32"]
 
 
 @dataclass(frozen=True)
@@ -25,56 +28,91 @@ class Fed:
     shift: np.ndarray
 
 
-def build_graph(
-    feed: Callable[[], Fed],
-    *,
-    out: Out,
-    augmentation: Augmentation,
-    mean_image: np.ndarray,
-    batch: int,
-    threads: int,
-    device: str,
-    device_id: Any,
-    prefetch: int,
-) -> Any:
-    """A built DALI pipeline that calls `feed` for each batch (StopIteration ends the pass; then reset()).
+class Decoder:
+    """DALI working ahead: batches are handed in by `schedule` and come out by `take` in the same order.
 
-    out "uint8": windows, cropped and mirrored, (n, crop, crop, 3). out "float32": mean subtracted, colour shifted, too,
-    (n, 3, crop, crop) grey levels. device: "cpu" or "cuda".
+    A batch with a picture that cannot be decoded makes `take` raise RuntimeError; the batches behind it are not touched.
     """
 
-    def source() -> tuple[Any, ...]:
-        fed, last = feed(), len(mean_image) - augmentation.crop
-        # Offset k of 0..last as k / last: DALI rounds last * position, so integers come back exactly. Handing it a
-        # uniform position instead would give the two edge offsets half the probability of the others.
-        position = np.stack((fed.draws.x, fed.draws.y)).astype(np.float32) / max(last, 1)
-        inputs = fed.jpegs, position[0], position[1], fed.draws.flip.astype(np.int32)
-        return inputs if out == "uint8" else (*inputs, -fed.shift)
+    def __init__(
+        self, out: Out, *, augmentation: Augmentation, mean_image: np.ndarray, batch: int, threads: int, device: torch.device, prefetch: int = 2
+    ) -> None:
+        """batch: most pictures in a batch. prefetch: batches under way for which DALI keeps memory."""
+        self._out, self._last, self._device = out, len(mean_image) - augmentation.crop, device
+        self._under_way = 0
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        device_id: Any = None if device.type == "cpu" else device.index or 0
+        graph = pipeline_def(batch_size=batch, num_threads=threads, device_id=device_id, prefetch_queue_depth=prefetch)(_graph)
+        self._pipe = graph(out, augmentation, mean_image, device.type)
+        self._pipe.build()
+        self._warm_up(len(mean_image), prefetch)
 
-    @pipeline_def(batch_size=batch, num_threads=threads, device_id=device_id, prefetch_queue_depth=prefetch)
-    def graph() -> Any:
-        dtypes, dimensions = [types.UINT8, types.FLOAT, types.FLOAT, types.INT32, types.FLOAT], [1, 0, 0, 0, 1]
-        inputs = 4 if out == "uint8" else 5
-        jpeg, x, y, flip, *minus_shift = fn.external_source(source, num_outputs=inputs, batch=True, dtype=dtypes[:inputs], ndim=dimensions[:inputs])
-        window = {"crop": (augmentation.crop, augmentation.crop), "crop_pos_x": x, "crop_pos_y": y}
-        if out == "uint8":
-            return windows(jpeg, window, flip, device)
-        return pictures(jpeg, window, flip, minus_shift[0], device, mean_image, augmentation)
+    def schedule(self, fed: Fed) -> None:
+        """Begin to decode a batch; at least one picture."""
+        self._feed(fed)
+        self._pipe.schedule_run()
+        self._under_way += 1
 
-    pipe = graph()
-    pipe.build()
-    return pipe
+    def _feed(self, fed: Fed) -> None:
+        feed = self._pipe.feed_input
+        feed("jpeg", fed.jpegs)
+        if self._out != "pictures":
+            # Offset k of 0..last as k / last: DALI rounds last * position, so integers come back exactly. Handing it a
+            # uniform position instead would give the two edge offsets half the probability of the others.
+            position = np.stack((fed.draws.x, fed.draws.y)).astype(np.float32) / max(self._last, 1)
+            feed("x", position[0])
+            feed("y", position[1])
+        if self._out == "float32":
+            feed("flip", fed.draws.flip.astype(np.int32))
+            feed("minus_shift", -fed.shift)
+
+    def _warm_up(self, size: int, prefetch: int) -> None:
+        """Decode a grey picture: DALI's first run asks for `prefetch` batches at once, more than a short pass may have."""
+        buffer = io.BytesIO()
+        Image.new("RGB", (size, size), (128, 128, 128)).save(buffer, "JPEG")
+        grey = Fed([np.frombuffer(buffer.getvalue(), np.uint8)], fixed(1, 0, 0), np.zeros((1, 3), np.float32))
+        for _ in range(prefetch):
+            self._feed(grey)
+        self._pipe.schedule_run()
+        for _ in range(prefetch):
+            self._pipe.outputs()
+
+    def take(self) -> torch.Tensor:
+        """The oldest batch under way. Raises RuntimeError when one of its pictures could not be decoded."""
+        self._under_way -= 1
+        (output,) = self._pipe.outputs()
+        return to_torch(output, self._device, self._stream)
+
+    def drain(self) -> None:
+        """Wait for all batches under way and forget them."""
+        while self._under_way:
+            self._under_way -= 1
+            try:
+                self._pipe.outputs()
+            except RuntimeError:  # a picture that cannot be decoded, in a batch that nobody wants any more
+                continue
 
 
-def windows(jpeg: Any, window: dict[str, Any], flip: Any, device: str) -> Any:
+def _graph(out: Out, augmentation: Augmentation, mean_image: np.ndarray, device: str) -> Any:
+    def given(name: str, kind: Any, dimensions: int) -> Any:
+        return fn.external_source(name=name, dtype=kind, ndim=dimensions, batch=True)
+
+    jpeg = given("jpeg", types.UINT8, 1)
+    if out == "pictures":
+        return decode(jpeg, device)
+    window = {"crop": [augmentation.crop] * 2, "crop_pos_x": given("x", types.FLOAT, 0), "crop_pos_y": given("y", types.FLOAT, 0)}
+    if out == "windows":
+        return windows(jpeg, window, device)
+    return finished(jpeg, window, given("flip", types.INT32, 0), given("minus_shift", types.FLOAT, 1), device, mean_image, augmentation)
+
+
+def windows(jpeg: Any, window: dict[str, Any], device: str) -> Any:
     if device == "cpu":
-        cropped = fn.decoders.image_crop(jpeg, device="cpu", **_DECODER, **window)  # reads no columns it does not need
-    else:
-        cropped = fn.crop(decode(jpeg, device), **window)  # decoding a region on the GPU crashes Hopper (nvImageCodec 0.9)
-    return fn.flip(cropped, horizontal=flip)
+        return fn.decoders.image_crop(jpeg, device="cpu", **_DECODER, **window)  # converts no pixel that is not in the window
+    return fn.crop(decode(jpeg, device), **window)  # decoding a region on the GPU crashes Hopper (nvImageCodec 0.9)
 
 
-def pictures(jpeg: Any, window: dict[str, Any], flip: Any, minus_shift: Any, device: str, mean_image: np.ndarray, augmentation: Augmentation) -> Any:
+def finished(jpeg: Any, window: dict[str, Any], flip: Any, minus_shift: Any, device: str, mean_image: np.ndarray, augmentation: Augmentation) -> Any:
     """crop_mirror_normalize subtracts one number per channel: the mean image goes before it (same window) or after it (centre)."""
     place = "cpu" if device == "cpu" else "gpu"
     same = augmentation.mean_window == "same"
@@ -100,16 +138,12 @@ def pictures(jpeg: Any, window: dict[str, Any], flip: Any, minus_shift: Any, dev
 _DECODER: dict[str, Any] = {"output_type": types.RGB, "jpeg_fancy_upsampling": True, "adjust_orientation": False}
 
 
-def decode(jpeg: Any, device: str) -> Any:
+def decode(jpeg: Any, device: str, hw_decoder_load: float = 1.0) -> Any:
+    """hw_decoder_load: share of the GPU's JPEG engines. All of it by default: a split between them and CUDA is not bit-stable."""
     if device == "cpu":
         return fn.decoders.image(jpeg, device="cpu", **_DECODER)
     return fn.decoders.image(
-        jpeg,
-        device="mixed",
-        hw_decoder_load=1.0,  # all on the hardware engines: a split between them and CUDA is not bit-stable
-        preallocate_width_hint=256,
-        preallocate_height_hint=256,
-        **_DECODER,
+        jpeg, device="mixed", hw_decoder_load=hw_decoder_load, preallocate_width_hint=256, preallocate_height_hint=256, **_DECODER
     )
 
 

@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,43 +16,64 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from pipeline.augment import Augmentation, centre_offset, cut_ten_views, finish
+from pipeline.augment import Augmentation, centre_offset
+from pipeline.cache import CacheSettings
+from pipeline.cache_plan import plan_cache
 from pipeline.colour import read_colour_stats
-from pipeline.crossing import Crossing
-from pipeline.decode_fault import bad_picture
+from pipeline.decode import DaliPictures, PlanesPictures
+from pipeline.device import upload
 from pipeline.draws import Draws, draw, fixed
 from pipeline.errors import InputError
-from pipeline.feed import Feed, Part, Share
-from pipeline.graph import Out, build_graph, to_torch
-from pipeline.order import order
+from pipeline.exchange import Exchange
+from pipeline.feed import Feed
+from pipeline.graph import Decoder
+from pipeline.order import Order
+from pipeline.passes import Passes
+from pipeline.pixels import CpuPixels, Decoded, Out
+from pipeline.pixels_gpu import GpuPixels
+from pipeline.producer import Producer, Ready
+from pipeline.samples import OnBadSample, Samples, Skipped
 from pipeline.shards import ShardSet
+from pipeline.times import StageTimes
+from pipeline.turbojpeg_planes import check_planes
 
 Views = Literal["train", "centre", "ten"]
+DecoderName = Literal["dali", "turbojpeg"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """images: float32 grey levels, mean subtracted, RGB, (n, 3, crop, crop), or (n, 10, 3, crop, crop) for ten views.
+    """images: float32 grey levels, mean subtracted, RGB, (n, 3, crop, crop), or (n, 10, 3, crop, crop) for ten views; with
+    out="uint8" the mirrored windows, uint8, from which mean and colour are still to be taken: draws says where each was cut,
+    shift, (n, 3) float32 grey levels, what its colour is shifted by.
 
-    labels, ids: (n,) int64; an id is the sample's number in its split. All on the loader's device but the ids (CPU).
+    labels, ids: (n,) int64; an id is the sample's number in its split; the label is -1 for a sample of a validation that is
+    not counted (on_bad_sample="skip"). All on the loader's device but draws and, if no ranks exchange pictures, ids.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     ids: torch.Tensor
+    draws: Draws
+    shift: np.ndarray
 
 
 class ImageLoader:
     """Batches of a split of a shard folder.
 
-    shards: folder made by make_shards, with its colour statistics. split: "train" or "val". batch: images a step over
-    ALL ranks. views: "train" (permuted order, random crop, flip and colour; N // batch steps an epoch, the N % batch
-    samples left over are others in every epoch), "centre" or "ten" (stored order, every sample exactly once, the last
-    batch short). crop: side of the pictures, 227 unless given here or by `augmentation`. rank, world: who of how many
-    decodes; rank r takes the r-th of `world` equal parts of each batch.
-    group: ranks that all need the same images (the two columns of the net) as a torch.distributed group of neighbouring
-    ranks: each decodes its own part, and they exchange uint8 windows, so no image is decoded twice; every rank of it gets
-    the parts of all. device: "cpu" or "cuda[:k]". threads: DALI's decoding threads. prefetch: batches decoded ahead.
+    shards: folder made by make_shards, with its colour statistics, or an fsspec URL of one (s3://, gs://, https://), fetched
+    shard by shard into the folder `local`, of which it takes at most local_gb (10^9 bytes). split: "train" or "val". batch:
+    images a step over ALL ranks. views: "train" (permuted order, random crop, flip and colour; N // batch steps an epoch,
+    the N % batch samples left over are others in every epoch), "centre" or "ten" (stored order, every sample exactly once,
+    the last batch short). crop: side of the pictures, 227 unless given here or by `augmentation`. rank, world: who of how
+    many decodes; rank r takes the r-th of `world` equal parts of each batch. group: ranks that all need the same images (the
+    two columns of the net) as a torch.distributed group of neighbouring ranks: each decodes its own part, and they exchange
+    uint8 windows, so no image is decoded twice; every rank of it gets the parts of all. machine: group of the ranks of this
+    machine, neighbouring too, which share a cache. device: "cpu" or "cuda[:k]". threads: decoding threads. prefetch: batches
+    decoded ahead. out: see Batch. order_kind: "global", any sample anywhere, or "windowed": whole shards read one behind the
+    other, their samples mixed among `window` shards (order.windowed_order). decoder: "dali", or "turbojpeg", which keeps the JPEG's
+    YUV planes until the window is cut, on the CPU's cores: the same pixels, less work. cache: of decoded pictures (cache.CacheSettings).
+    on_bad_sample: "stop" with an error that names it, or "skip" (samples.Samples); `skipped` lists them.
 
     Raises InputError for shards that cannot be trusted, and for a batch that does not divide over the ranks.
     """
@@ -70,45 +92,83 @@ class ImageLoader:
         rank: int = 0,
         world: int = 1,
         group: dist.ProcessGroup | None = None,
+        machine: dist.ProcessGroup | None = None,
         device: str | torch.device = "cpu",
         threads: int | None = None,
         prefetch: int = 2,
+        out: Out = "float32",
+        order_kind: Order = "global",
+        window: int = 16,
+        decoder: DecoderName = "dali",
+        cache: CacheSettings | None = None,
+        on_bad_sample: OnBadSample = "stop",
+        local: Path | None = None,
+        local_gb: float | None = None,
     ) -> None:
         augmentation = augmentation or Augmentation()
         if crop is not None:
             augmentation = replace(augmentation, crop=crop)
-        self.shards = ShardSet(shards, split)
-        size = self.shards.manifest.settings.size
-        stats = read_colour_stats(self.shards.folder, self.shards.digest, size)
-        _check(self.shards, batch, augmentation.crop, size, views, world)
-        self.augmentation = augmentation if views == "train" else augmentation.plain()
-        self.batch, self.views, self.seed, self.epoch, self.position = batch, views, seed, epoch, 0
-        self.rank, self.world, self.group = rank, world, group
         self.device = torch.device(device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise InputError(f'device "{device}", but torch sees no GPU here; use device="cpu"')
-        self._prefetch, self._iterating = prefetch, False
+        self.shards = ShardSet(shards, split, local, local_gb)
+        self._size = self.shards.manifest.settings.size
+        self._stats = read_colour_stats(self.shards.folder, self.shards.digest, self._size)
+        _check(self.shards, batch, augmentation.crop, self._size, views, world, out)
+        self.augmentation = augmentation if views == "train" else augmentation.plain()
+        self.batch, self.views, self.seed, self.epoch, self.position = batch, views, seed, epoch, 0
+        self.rank, self.world, self.out = rank, world, out
+        self._passes = Passes(self.shards, seed, views == "train", order_kind, window)
+        self.notes = self._passes.notes()  # what the user should know before the first step
+        self._threads, self._prefetch, self._iterating = threads or os.cpu_count() or 1, prefetch, False
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        self._stats, self._size = stats, size
-        self._mean = torch.from_numpy(stats.mean_image).to(self.device)
-        # Ten views are cut from the whole picture, and what crosses between ranks crosses as uint8.
-        self._out: Out = "uint8" if group is not None or views == "ten" else "float32"
-        graph_crop = size if views == "ten" else augmentation.crop
-        # The ranks of a group are neighbours, so its first is this one's number less its place in the group.
-        first = rank - (dist.get_rank(group) if group is not None else 0)
-        members = range(first, first + (group.size() if group is not None else 1))
-        self._feed = Feed(self.shards, batch, Share(rank, world, members), self.draws_of, prefetch)
-        self._pipe = build_graph(
-            self._feed.feed,
-            out=self._out,
-            augmentation=replace(self.augmentation, crop=graph_crop),
-            mean_image=stats.mean_image,
-            batch=-(-batch // world),
-            threads=threads or os.cpu_count() or 1,
-            device=self.device.type,
-            device_id=None if self.device.type == "cpu" else self.device.index or 0,
-            prefetch=prefetch,
-        )
+        plan = plan_cache(cache or CacheSettings(), len(self.shards), self._size, self.device, rank, world, group, machine)
+        self.notes += plan.notes
+        self._share, self._group, self._cache = plan.share, plan.group, plan.cache
+        self._decoder = _decoded_as(decoder, cache, plan.cache is not None)
+        self.times = StageTimes()
+        self._samples = Samples(self.shards, on_bad_sample, replace=views == "train")
+        self._feed = Feed(self._samples, batch, self._share, self.draws_of, self._cache)
+        self._build()
+
+    def _build(self) -> None:
+        """The decoder, and what is done to its pictures."""
+        whole = self.views == "ten"  # ten views are cut from the whole picture
+        graph_crop = replace(self.augmentation, crop=self._size) if whole else self.augmentation
+        # Alone on a GPU, DALI's own operators do all.
+        in_dali = self._decoder == "windows" and self._group is None and self.device.type == "cuda" and self.out == "float32" and not whole
+        kinds: dict[str, Any] = {"windows": "float32" if in_dali else "windows", "rgb": "pictures"}
+        pictures: DaliPictures | PlanesPictures
+        if self._decoder == "yuv420":
+            check_planes(self._size)
+            pictures = PlanesPictures(self._feed, self._size, self.device, self._threads)
+        else:
+            settings: dict[str, Any] = {"augmentation": graph_crop, "mean_image": self._stats.mean_image, "device": self.device}
+            settings |= {"batch": self._share.most_rows(self.batch), "threads": self._threads, "prefetch": self._prefetch}
+            pictures = DaliPictures(self._feed, partial(Decoder, kinds[self._decoder], **settings))
+        cut, finish = (self._make_pixels(a) for a in (graph_crop, self.augmentation))
+        self._finish = finish
+        alone = self._group is None and not whole
+        self._producer = Producer(
+            self._passes, self._feed, pictures, cut, finish, alone, self.out, self._cache, self._prefetch, self._stream, self.times
+        )  # fmt: skip
+
+    def _make_pixels(self, augmentation: Augmentation) -> CpuPixels | GpuPixels:
+        if self.device.type == "cpu":
+            return CpuPixels(augmentation, self._stats.mean_image, self._decoder, self._threads)
+        return GpuPixels(augmentation, self._stats.mean_image, self._decoder, self.device)
+
+    def change(self, augmentation: Augmentation) -> None:
+        """From the next batch asked for on, other colours; the cache and the place in the epoch stay."""
+        assert augmentation.crop == self.augmentation.crop, "the crop of a loader is fixed"
+        assert not self._iterating, "finish or drop the iterator first"
+        self.augmentation = augmentation
+        self._build()
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """The bad samples that this rank has skipped, each once."""
+        return self._samples.skipped
 
     def __len__(self) -> int:
         """Batches from the present position to the end of the epoch."""
@@ -121,15 +181,18 @@ class ImageLoader:
         return range(self.position, stop, self.batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next batch starts: {epoch, position (samples consumed over all ranks), seed, digest of the shard set}."""
-        return {"epoch": self.epoch, "position": self.position, "seed": self.seed, "digest": self.shards.digest}
+        """Where the next batch starts: {epoch, position (samples consumed over all ranks), seed, digest of the shard set, order}."""
+        return {"epoch": self.epoch, "position": self.position, "seed": self.seed, "digest": self.shards.digest, "order": self._passes.name}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at the very next image; ranks and batch may differ from those that wrote the state. Raises InputError."""
-        if state["digest"] != self.shards.digest:
+        mine = self.state_dict()
+        if state["digest"] != mine["digest"]:
             raise InputError(f"{self.shards.folder} is another shard set than the one this run was trained on; give the folder it was started with")
         if state["seed"] != self.seed:
             raise InputError(f"the run was started with seed {state['seed']}, not {self.seed}; keep the seed to go on in the same order")
+        if state.get("order", "global") != mine["order"]:
+            raise InputError(f"the run was started with order {state.get('order', 'global')}, not {mine['order']}; keep it, or start anew")
         if self._iterating:
             raise RuntimeError("a state cannot be loaded while the loader is being iterated")
         self.epoch, self.position = state["epoch"], state["position"]
@@ -139,26 +202,26 @@ class ImageLoader:
         if self._iterating:
             raise RuntimeError("this loader is being iterated already; finish or drop that iterator first, or make a second loader")
         self._iterating = True
-        ahead: queue.Queue[Part | BaseException] = queue.Queue(self._prefetch)
+        ahead: queue.Queue[Ready | BaseException] = queue.Queue(self._prefetch)
         stop = threading.Event()
         starts = self._starts()
-        producer = threading.Thread(target=self._produce, args=(starts, ahead, stop), daemon=True, name="image-loader")
+        producer = threading.Thread(target=self._producer.run, args=(self.epoch, starts, ahead, stop), daemon=True, name="image-loader")
         producer.start()
-        crossing: deque[tuple[Part, Crossing]] = deque()
+        crossing: deque[tuple[Ready, Exchange | None]] = deque()
         try:
             for start in starts:
                 # While a batch is trained on, the next one crosses between the ranks of the group.
                 while len(crossing) < 2 and start + len(crossing) * self.batch in starts:
-                    part = _taken(ahead)
-                    crossing.append((part, self._cross(part)))
-                part, windows = crossing.popleft()
-                batch = self._complete(part, windows.wait())
+                    ready = _taken(ahead)
+                    crossing.append((ready, self._cross(ready)))
+                batch = self._complete(*crossing.popleft())
                 self.position = start + self.batch
                 yield batch
             self.epoch, self.position = self.epoch + 1, 0
         finally:
             for _, left in crossing:  # every rank of the group has begun it, so it ends
-                left.wait()
+                if left is not None:
+                    left.wait()
             stop.set()
             while producer.is_alive():  # it may wait for room in the queue
                 try:
@@ -168,52 +231,32 @@ class ImageLoader:
             producer.join()
             self._iterating = False
 
-    def _produce(self, starts: range, ahead: queue.Queue, stop: threading.Event) -> None:
-        """Thread: run DALI through the epoch and put this rank's parts into the queue; an error goes in as itself."""
-        try:
-            count = len(self.shards)
-            self._feed.begin(order(self.seed, self.epoch, count) if self.views == "train" else np.arange(count), starts)
-            for _ in starts:
-                if stop.is_set():
-                    break
-                ahead.put(self._next_part())
-        except BaseException as error:
-            ahead.put(error)
-        finally:
-            self._feed.drain(self._pipe)
-
-    def _next_part(self) -> Part:
-        if self._feed.next_is_empty():
-            return self._feed.take(None)
-        try:
-            (output,) = self._pipe.run()
-        except RuntimeError as error:
-            raise bad_picture(self.shards, self._feed.oldest_ids(), error) from None
-        return self._feed.take(to_torch(output, self.device, self._stream))
-
-    def _cross(self, part: Part) -> Crossing:
+    def _cross(self, ready: Ready) -> Exchange | None:
         """Begin to exchange a part with the ranks of the group; without a group there is nothing to exchange."""
-        if self._stream is not None and part.images is not None:
+        if self._stream is not None:
             # Made on the loader's stream: its memory must not be used again before the present stream is done with it.
-            part.images.record_stream(torch.cuda.current_stream(self.device))
-        return Crossing(part.images, self.group, part.sizes, self._window_shape(), self.device)
+            ready.pixels.record_stream(torch.cuda.current_stream(self.device))
+        if self._group is None:
+            return None
+        part = ready.part
+        assert part.way is not None, "a group exchanges"
+        return Exchange(ready.pixels, upload(part.labels, self.device), upload(part.ids, self.device), part.way, self._group)
 
-    def _complete(self, part: Part, images: torch.Tensor) -> Batch:
-        """From all windows of the group to its batch, finished, on the device."""
+    def _complete(self, ready: Ready, crossing: Exchange | None) -> Batch:
+        """From what this rank decoded to the rows that it needs, finished, on the device."""
+        part, images = ready.part, ready.pixels
+        if crossing is None:
+            labels, ids = upload(part.labels, self.device), torch.from_numpy(part.ids)
+        else:
+            with self.times("copy"):
+                images, labels, ids = crossing.wait()
         if self.views == "ten":
-            images = cut_ten_views(images, self._mean, self.augmentation)
-        elif images.dtype == torch.uint8:
-            images = finish(images, part.draws, self._upload(part.shift), self._mean, self.augmentation)
-        return Batch(images, self._upload(part.labels), torch.from_numpy(part.ids))
-
-    def _upload(self, array: np.ndarray) -> torch.Tensor:
-        """To the device without waiting for it: from pinned memory, or the copy would wait for the step before."""
-        tensor = torch.from_numpy(array)
-        return tensor if self._stream is None else tensor.pin_memory().to(self.device, non_blocking=True)
-
-    def _window_shape(self) -> tuple[int, int, int]:
-        side = self._size if self.views == "ten" else self.augmentation.crop
-        return side, side, 3
+            with self.times("augment"):
+                images = self._finish.ten_views(images)
+        elif crossing is not None:
+            with self.times("augment"):
+                images = self._finish.finish(images, part.needed_draws, part.needed_shift, self.out)
+        return Batch(images, labels, ids, part.needed_draws, part.needed_shift)
 
     def draws_of(self, ids: np.ndarray, positions: np.ndarray) -> tuple[Draws, np.ndarray]:
         """Draws and colour shift, (n, 3) float32 grey levels, of samples that stand at `positions` of the present epoch."""
@@ -231,7 +274,16 @@ class ImageLoader:
         return draws, self._stats.shift(draws.normals, a.colour, a.sigma)
 
 
-def _check(shards: ShardSet, batch: int, crop: int, size: int, views: Views, world: int) -> None:
+def _decoded_as(decoder: DecoderName, cache: CacheSettings | None, cached: bool) -> Decoded:
+    """What comes out of the decoder: DALI cuts windows where nothing is kept. Raises InputError."""
+    if cache is None or not cached:
+        return "yuv420" if decoder == "turbojpeg" else "windows"
+    if decoder == "turbojpeg" and cache.pixels == "rgb":
+        raise InputError("decoder turbojpeg gives YUV planes, which is what is cached; use cache_pixels: yuv420, or decoder: dali for rgb")
+    return cache.pixels
+
+
+def _check(shards: ShardSet, batch: int, crop: int, size: int, views: Views, world: int, out: Out) -> None:
     if crop > size:
         raise InputError(f"a {crop} crop does not fit the {size} pixels of {shards.folder}; use a smaller input or shards of a larger --size")
     if batch < world:
@@ -240,10 +292,12 @@ def _check(shards: ShardSet, batch: int, crop: int, size: int, views: Views, wor
         raise InputError(f"batch {batch} does not divide over {world} ranks; the nearest that does is {max(1, round(batch / world)) * world}")
     if views == "train" and batch > len(shards):
         raise InputError(f"batch {batch} is larger than the {len(shards)} samples of {shards.folder} ({shards.split}); use a smaller batch")
+    if views == "ten" and out == "uint8":
+        raise InputError('the ten views come finished, out="float32"; use views="centre" for uint8')
 
 
-def _taken(ahead: queue.Queue[Part | BaseException]) -> Part:
-    part = ahead.get()
-    if isinstance(part, BaseException):
-        raise part
-    return part
+def _taken(ahead: queue.Queue[Ready | BaseException]) -> Ready:
+    ready = ahead.get()
+    if isinstance(ready, BaseException):
+        raise ready
+    return ready

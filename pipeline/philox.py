@@ -7,9 +7,8 @@ library, because a resumed run must see the same pictures whatever NumPy it resu
 from __future__ import annotations
 
 import numpy as np
+from numba import njit, uint64
 
-_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
-_WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 _ROUNDS = 10
@@ -20,18 +19,22 @@ def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
 
     counter: (n, 4) unsigned integers below 2^32; key: two integers below 2^32. Returns (n, 4) uint32.
     """
-    c0, c1, c2, c3 = (counter[:, i].astype(np.uint64) for i in range(4))
-    k0, k1 = key
-    for _ in range(_ROUNDS):
-        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            (product1 >> _SHIFT) ^ c1 ^ np.uint64(k0),
-            product1 & _LOW,
-            (product0 >> _SHIFT) ^ c3 ^ np.uint64(k1),
-            product0 & _LOW,
-        )
-        k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
-    return np.stack((c0, c1, c2, c3), axis=1).astype(np.uint32)
+    out = np.empty((len(counter), 4), np.uint32)
+    _philox(out, np.asarray(counter, np.uint64), np.uint64(key[0]), np.uint64(key[1]))
+    return out
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def _philox(out: np.ndarray, counter: np.ndarray, key0: np.uint64, key1: np.uint64) -> None:
+    """Compiled, since every epoch draws for each of its samples: 1.28 million in a few hundredths of a second."""
+    for i in range(len(out)):
+        c0, c1, c2, c3 = counter[i, 0], counter[i, 1], counter[i, 2], counter[i, 3]
+        k0, k1 = key0, key1
+        for _ in range(_ROUNDS):
+            product0, product1 = uint64(0xD2511F53) * c0, uint64(0xCD9E8D57) * c2
+            c0, c1, c2, c3 = (product1 >> _SHIFT) ^ c1 ^ k0, product1 & _LOW, (product0 >> _SHIFT) ^ c3 ^ k1, product0 & _LOW
+            k0, k1 = (k0 + uint64(0x9E3779B9)) & _LOW, (k1 + uint64(0xBB67AE85)) & _LOW
+        out[i, 0], out[i, 1], out[i, 2], out[i, 3] = c0, c1, c2, c3
 
 
 def words(seed: int, epoch: int, stream: int, ids: np.ndarray) -> np.ndarray:

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import os
+import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
-from pipeline.errors import InputError
-from pipeline.manifest import Manifest, read_manifest
-from pipeline.tarshard import Index, read_index, read_label, read_sample, tar_bytes
+from pipeline.errors import BadSample, InputError
+from pipeline.jpeg_header import size_fault
+from pipeline.manifest import Manifest, Shard, read_manifest
+from pipeline.remote import RemoteShards, is_url
+from pipeline.tarshard import Index, read_index, read_sample, tar_bytes
 
-T = TypeVar("T")
 OPEN_FILES = 256  # descriptors kept at once; a full ImageNet has more shards than some systems allow open files
+BLOCK = 8 << 20  # bytes read at once where a shard is brought near
 
 
 class ShardSet:
     """The samples of one split ("train" or "val"), numbered 0 .. len - 1 through its shards in the manifest's order.
 
-    Raises InputError on opening when a shard is missing or its size, index and manifest entry do not agree.
+    Raises InputError on opening when a shard is missing or its size, index and manifest entry do not agree. Shards at a
+    URL are fetched whole into a local folder, when `bring` is called or a sample is read.
     """
 
-    def __init__(self, folder: str | Path, split: str) -> None:
+    def __init__(self, folder: str | Path, split: str, local: Path | None = None, local_gb: float | None = None) -> None:
+        """local, local_gb: of shards at a URL, the folder they are fetched into and the most of it they may take."""
+        self._remote: RemoteShards | None = None
+        if is_url(folder):
+            self._remote = RemoteShards(str(folder), local, None if local_gb is None else int(local_gb * 1e9))
+            folder = self._remote.open()
         self.folder, self.split = Path(folder), split
         self.manifest: Manifest
         self.manifest, self.digest = read_manifest(self.folder)
@@ -33,21 +40,23 @@ class ShardSet:
             raise InputError(
                 f"{self.folder} has no {split} split, only {', '.join(self.manifest.splits)}; make the shards again from a source that has one"
             )
-        self._paths: list[Path] = []
+        self.shards: tuple[Shard, ...] = self.manifest.splits[split].shards
+        self._paths = [self.folder / shard.name for shard in self.shards]
         self._indexes: list[Index] = []
-        first = [0]
-        for shard in self.manifest.splits[split].shards:
-            path = self.folder / shard.name
-            index = read_index(path.with_suffix(".idx"))
-            _check_sizes(path, index, shard.samples, shard.bytes)
-            self._paths.append(path)
+        for path, shard in zip(self._paths, self.shards, strict=True):
+            index = read_index(path.with_suffix(".idx"), shard.samples)
+            _check_sizes(path, index, shard.samples, shard.bytes, self._remote is None)
             self._indexes.append(index)
-            first.append(first[-1] + shard.samples)
-        self._first = first
+        self.first = np.cumsum([0, *(shard.samples for shard in self.shards)])  # sample id of each shard's first, then their number
+        self._first: list[int] = self.first.tolist()
         self._open: OrderedDict[int, int] = OrderedDict()
 
     def __len__(self) -> int:
         return self._first[-1]
+
+    @property
+    def is_remote(self) -> bool:
+        return self._remote is not None
 
     def place(self, sample: int) -> tuple[Path, str, int]:
         """Shard, key and byte offset of a sample id: what an error message has to say."""
@@ -56,32 +65,39 @@ class ShardSet:
         return self._paths[shard], index.keys[row], int(index.jpeg_offset[row])
 
     def read(self, sample: int) -> tuple[np.ndarray, int]:
-        """Encoded picture, (bytes,) uint8, and label of a sample id, checked against the tar's headers. Raises InputError."""
-        jpeg, label = self._checked(read_sample, sample)
-        return jpeg, self._known(label, sample)
-
-    def read_label(self, sample: int) -> int:
-        """The label of a sample id, checked in the same way. Raises InputError."""
-        return self._known(self._checked(read_label, sample), sample)
-
-    def _checked(self, read: Callable[[int, Path, Index, int], T], sample: int) -> T:
+        """Encoded picture, (bytes,) uint8, and label of a sample id, checked against the tar's headers. Raises BadSample."""
         shard = bisect_right(self._first, sample) - 1
         index, path, row = self._indexes[shard], self._paths[shard], sample - self._first[shard]
-        try:
-            return read(self._descriptor(shard), path, index, row)
-        except OSError as error:
-            raise InputError(f"{path}: sample {index.keys[row]}: {error.strerror}; check the disk, then go on with --resume") from None
+        jpeg, label = read_sample(self._descriptor(shard), path, index, row)
+        if label >= len(self.manifest.classes):
+            why = f"its label is {label}, but the manifest has {len(self.manifest.classes)} classes"
+            raise BadSample(path, index.keys[row], int(index.jpeg_offset[row]), why)
+        fault = size_fault(jpeg, self.manifest.settings.size)  # before a decoder allocates what the picture's header asks for
+        if fault:
+            raise BadSample(path, index.keys[row], int(index.jpeg_offset[row]), fault)
+        return jpeg, label
 
-    def _known(self, label: int, sample: int) -> int:
-        if label < len(self.manifest.classes):
-            return label
-        path, key, _ = self.place(sample)
-        raise InputError(f"{path}: sample {key}: label {label}, but the manifest has {len(self.manifest.classes)} classes; make this shard again")
+    def bring(self, shard: int, stop: threading.Event) -> None:
+        """Read a shard through in large blocks, so that its samples come from memory, or fetch it and hold it here."""
+        if self._remote is not None:
+            self._remote.hold(self.shards[shard].name)
+            self._remote.fetch(self.shards[shard], stop)
+            return
+        with open(self._paths[shard], "rb", buffering=0) as file:
+            while not stop.is_set() and file.read(BLOCK):
+                pass
+
+    def leave(self, shard: int) -> None:
+        """A shard that was brought is not needed for now."""
+        if self._remote is not None:
+            self._remote.release(self.shards[shard].name)
 
     def _descriptor(self, shard: int) -> int:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
+        if self._remote is not None:
+            self._remote.fetch(self.shards[shard])
         if len(self._open) >= OPEN_FILES:
             os.close(self._open.popitem(last=False)[1])
         self._open[shard] = os.open(self._paths[shard], os.O_RDONLY)
@@ -91,15 +107,17 @@ class ShardSet:
         """Close the shards' files; reading opens them again."""
         while self._open:
             os.close(self._open.popitem()[1])
+        if self._remote is not None:
+            self._remote.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_open"):
             self.close()
 
 
-def _check_sizes(path: Path, index: Index, samples: int, size: int) -> None:
+def _check_sizes(path: Path, index: Index, samples: int, size: int, local: bool) -> None:
     try:
-        found = path.stat().st_size
+        found = path.stat().st_size if local else size
     except FileNotFoundError:
         raise InputError(f"{path} is missing, though the manifest lists it; copy it back or make the shards again") from None
     if found != size:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +57,24 @@ def made_shards(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def shards(made_shards: Path, tmp_path: Path) -> Path:
     """A copy of the toy's shards that a test may damage."""
     return Path(shutil.copytree(made_shards, tmp_path / "shards"))
+
+
+def reseal(shards: Path, name: str, change: Callable[[list[tuple[str, bytes, int]]], object]) -> None:
+    """Write a shard again after `change` of its list of (key, JPEG, label), with all sums made right: damage that only a decoder finds."""
+    from pipeline.tarshard import write_shard
+
+    with tarfile.open(shards / name) as tar:
+        found: list[Any] = [(member.name.split("."), tar.extractfile(member)) for member in tar]
+    read = [(key, extension, file.read()) for (key, extension), file in found]
+    samples = [(key, jpeg, int(label)) for (key, _, jpeg), (_, _, label) in zip(read[::2], read[1::2], strict=True)]
+    change(samples)
+    written = write_shard(shards / name, samples)
+    manifest, statistics = (json.loads((shards / file).read_text()) for file in ("manifest.json", "pca.json"))
+    for shard in (shard for split in manifest["splits"].values() for shard in split["shards"] if shard["name"] == name):
+        shard.update(samples=written.samples, bytes=written.bytes, sha256=written.sha256)
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    statistics["manifest_sha256"] = hashlib.sha256((shards / "manifest.json").read_bytes()).hexdigest()
+    (shards / "pca.json").write_text(json.dumps(statistics))
 
 
 def one_line(result: subprocess.CompletedProcess[str], *words: str) -> str:

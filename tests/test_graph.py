@@ -8,32 +8,27 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.augment import Augmentation, cut_ten_views, finish, plain_batch, ten_views
+from pipeline.augment import Augmentation, plain_batch, ten_views
 from pipeline.colour import read_colour_stats
 from pipeline.draws import Draws, draw
-from pipeline.graph import Fed, Out, build_graph, to_torch
+from pipeline.graph import Decoder, Fed, Out
 from pipeline.shards import ShardSet
 
 PAPER = Augmentation()
 PROGRAM = Augmentation(crop=224, mean_window="centre", colour="stddev", divisor=1.1)
 # DALI and Pillow decode to the same bytes, and sum in the same order; dividing, DALI multiplies by a rounded 1 / 1.1.
 BOUND = {"paper": 0.0, "program": 1e-4}
+CPU = torch.device("cpu")
 
 
-def run_graph(fed: Fed, out: Out, augmentation: Augmentation, mean: np.ndarray) -> np.ndarray:
-    feeds = iter([fed])
-    pipe = build_graph(
-        lambda: next(feeds),
-        out=out,
-        augmentation=augmentation,
-        mean_image=mean,
-        batch=len(fed.jpegs),
-        threads=2,
-        device="cpu",
-        device_id=None,
-        prefetch=1,
-    )
-    return to_torch(pipe.run()[0], torch.device("cpu")).numpy()
+def decoder(out: Out, augmentation: Augmentation, mean: np.ndarray, batch: int, prefetch: int = 2) -> Decoder:
+    return Decoder(out, augmentation=augmentation, mean_image=mean, batch=batch, threads=2, device=CPU, prefetch=prefetch)
+
+
+def once(fed: Fed, out: Out, augmentation: Augmentation, mean: np.ndarray) -> np.ndarray:
+    one = decoder(out, augmentation, mean, len(fed.jpegs))
+    one.schedule(fed)
+    return one.take().numpy()
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +47,11 @@ def test_equals_the_plain_form(material: tuple, name: str, augmentation: Augment
     shift = stats.shift(draws.normals, augmentation.colour, 0.1)
     windows, pictures = plain_batch(jpegs, draws, shift, mean, augmentation)
     fed = Fed(jpegs, draws, shift)
-    np.testing.assert_array_equal(run_graph(fed, "uint8", augmentation, mean), windows)
-    assert np.abs(run_graph(fed, "float32", augmentation, mean) - pictures).max() <= BOUND[name]
-    finished = finish(torch.from_numpy(windows), draws, torch.from_numpy(shift), torch.from_numpy(mean), augmentation)
-    assert np.abs(finished.numpy() - pictures).max() == 0.0
+    cut = once(fed, "windows", augmentation, mean)
+    np.testing.assert_array_equal(np.where(draws.flip[:, None, None, None], cut[:, :, ::-1], cut), windows)
+    assert np.abs(once(fed, "float32", augmentation, mean) - pictures).max() <= BOUND[name]
+    whole = once(fed, "pictures", augmentation, mean)
+    np.testing.assert_array_equal(whole[5, draws.y[5] :, draws.x[5] :][: augmentation.crop, : augmentation.crop], cut[5])
 
 
 @pytest.mark.parametrize("crop", [227, 224, 256])
@@ -65,24 +61,10 @@ def test_every_offset_comes_back_exactly(material: tuple, crop: int) -> None:
     last = 256 - crop
     offsets = np.arange(last + 1)
     draws = Draws(offsets, offsets[::-1].copy(), np.zeros(last + 1, bool), np.zeros((last + 1, 3)))
-    same = [jpegs[0]] * (last + 1)
+    same, no_shift = [jpegs[0]] * (last + 1), np.zeros((last + 1, 3), np.float32)
     augmentation = Augmentation(crop=crop)
-    windows, _ = plain_batch(same, draws, np.zeros((last + 1, 3), np.float32), mean, augmentation)
-    fed = Fed(same, draws, np.zeros((last + 1, 3), np.float32))
-    np.testing.assert_array_equal(run_graph(fed, "uint8", augmentation, mean), windows)
-
-
-def test_mean_window_moves_with_the_crop_and_mirrors_with_it(material: tuple) -> None:
-    """A picture that equals the mean image is zero everywhere, wherever it is cropped."""
-    rng = np.random.default_rng(0)
-    mean = rng.integers(0, 256, (256, 256, 3)).astype(np.float32)
-    draws = draw(0, 0, np.arange(8), 30)
-    windows = []
-    for x, y, flip in zip(draws.x, draws.y, draws.flip, strict=True):
-        window = mean[y : y + 227, x : x + 227]
-        windows.append(window[:, ::-1] if flip else window)
-    out = finish(torch.from_numpy(np.stack(windows).astype(np.uint8)), draws, torch.zeros(8, 3), torch.from_numpy(mean), PAPER)
-    assert out.abs().max() == 0
+    windows, _ = plain_batch(same, draws, no_shift, mean, augmentation)
+    np.testing.assert_array_equal(once(Fed(same, draws, no_shift), "windows", augmentation, mean), windows)
 
 
 def test_ten_views_are_the_papers() -> None:
@@ -90,12 +72,27 @@ def test_ten_views_are_the_papers() -> None:
     assert [(y, x) for y, x, mirrored in ten_views(256, 227) if mirrored] == [(0, 0), (0, 29), (29, 0), (29, 29), (14, 14)]
 
 
-def test_ten_views_of_a_batch() -> None:
-    rng = np.random.default_rng(1)
-    pictures = rng.integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
-    mean = rng.uniform(0, 255, (256, 256, 3)).astype(np.float32)
-    views = cut_ten_views(torch.from_numpy(pictures), torch.from_numpy(mean), PAPER).numpy()
-    assert views.shape == (2, 10, 3, 227, 227)
-    for k, (y, x, mirrored) in enumerate(ten_views(256, 227)):
-        window = pictures[1, y : y + 227, x : x + 227].astype(np.float32) - mean[y : y + 227, x : x + 227]
-        np.testing.assert_array_equal(views[1, k], (window[:, ::-1] if mirrored else window).transpose(2, 0, 1))
+@pytest.mark.parametrize("prefetch", [1, 3])
+def test_a_bad_picture_costs_its_own_batch_and_no_other(material: tuple, prefetch: int) -> None:
+    """Batches of any size, more of them under way than DALI prefetches, one of which cannot be decoded."""
+    jpegs, mean, _ = material
+    one = decoder("pictures", PAPER, mean, batch=8, prefetch=prefetch)
+    bad = np.frombuffer(b"GIF89a" + jpegs[3].tobytes()[6:], np.uint8)
+    batches = [jpegs[:8], jpegs[8:9], [*jpegs[9:12], bad], jpegs[12:18], jpegs[18:26]]
+
+    def fed(some: list[np.ndarray]) -> Fed:
+        return Fed(some, draw(0, 0, np.arange(len(some)), 30), np.zeros((len(some), 3), np.float32))
+
+    for batch in batches:
+        one.schedule(fed(batch))
+    for number, batch in enumerate(batches):
+        if number == 2:
+            with pytest.raises(RuntimeError):
+                one.take()
+        else:
+            np.testing.assert_array_equal(one.take().numpy(), once(fed(batch), "pictures", PAPER, mean))
+    one.schedule(fed(batches[2]))
+    one.schedule(fed(batches[0]))
+    one.drain()  # forgets both, the bad one too
+    one.schedule(fed(batches[1]))
+    np.testing.assert_array_equal(one.take().numpy(), once(fed(batches[1]), "pictures", PAPER, mean))

@@ -96,6 +96,14 @@ def test_resume_goes_on_at_the_very_next_image(made_shards: Path, stop: int, wor
     assert min(len(part) for part in parts) >= 4
 
 
+@pytest.mark.parametrize("out", ["float32", "uint8"])
+@pytest.mark.parametrize("views", ["train", "centre"])
+def test_turbojpegs_planes_give_dalis_pixels(made_shards: Path, out: Any, views: Any) -> None:
+    for other, dali in zip(loader(made_shards, out=out, views=views, decoder="turbojpeg"), loader(made_shards, out=out, views=views), strict=True):
+        assert torch.equal(other.images, dali.images)
+        assert other.labels.tolist() == dali.labels.tolist()
+
+
 def test_a_batch_kept_is_not_overwritten(made_shards: Path) -> None:
     train = loader(made_shards, batch=4)
     kept = list(train)
@@ -248,7 +256,7 @@ def test_a_picture_that_dali_cannot_decode_is_named(shards: Path) -> None:
     manifest.write_text(manifest.read_text().replace(old.sha256, written.sha256).replace(f'"bytes": {old.bytes}', f'"bytes": {written.bytes}'))
     digest = ShardSet(shards, "train").digest
     (shards / "pca.json").write_text((shards / "pca.json").read_text().replace(train.digest, digest))
-    refused(shards, "train-000003.tar", key, "not a picture that can be decoded", batch=16)
+    refused(shards, "train-000003.tar", key, "it cannot be decoded", batch=16)
 
 
 def test_impossible_batches_are_refused(shards: Path) -> None:

@@ -22,14 +22,19 @@ def convert(data: bytes, size: int, quality: int) -> bytes:
     as in the paper's time; CMYK, grey, palette and 16-bit files become RGB, transparency is dropped. Huffman tables are
     optimised: 3 % fewer bytes, the same pixels. Raises PictureError.
     """
+    out = io.BytesIO()
+    central_square(data, size).save(out, "JPEG", quality=quality, subsampling=JPEG_SUBSAMPLING, optimize=True)
+    return out.getvalue()
+
+
+def central_square(data: bytes, size: int) -> Image.Image:
+    """The picture that `convert` encodes. Raises PictureError."""
     picture = decode(data)
     short = min(picture.size)
     left, top = (picture.width - short) / 2, (picture.height - short) / 2
     square = picture.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + short, top + short))
     square.info.clear()  # Pillow would carry a JPEG comment over
-    out = io.BytesIO()
-    square.save(out, "JPEG", quality=quality, subsampling=JPEG_SUBSAMPLING, optimize=True)
-    return out.getvalue()
+    return square
 
 
 def decode(data: bytes) -> Image.Image:

@@ -23,8 +23,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from pipeline.atomic import atomic_file
-from pipeline.decode_fault import bad_picture
-from pipeline.errors import InputError, one_line_errors
+from pipeline.errors import BadSample, InputError, one_line_errors
 from pipeline.manifest import ClassEntry
 from pipeline.shards import ShardSet
 from tools.run_files import Net, Prediction, read_metrics, read_net, read_predictions
@@ -56,7 +55,7 @@ def decoded(shards: ShardSet, sample: int) -> tuple[np.ndarray, int]:
     try:
         return np.asarray(Image.open(io.BytesIO(jpeg.tobytes())).convert("RGB")), label
     except (OSError, ValueError, SyntaxError) as error:
-        raise bad_picture(shards, np.array([sample]), RuntimeError(str(error))) from None
+        raise BadSample(*shards.place(sample), f"it cannot be decoded ({error})", "make this shard again") from None
 
 
 def write_png(figure: Figure, path: Path) -> None:

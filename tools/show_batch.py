@@ -9,12 +9,12 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -22,7 +22,7 @@ from pipeline.augment import Augmentation
 from pipeline.colour import ColourStats, read_colour_stats
 from pipeline.draws import Draws, draw
 from pipeline.errors import InputError, one_line_errors
-from pipeline.graph import Fed, build_graph
+from pipeline.graph import Decoder, Fed
 from pipeline.order import order
 from pipeline.shards import ShardSet
 from tools.plot_run import GREY, INK, WIDTH, class_name, decoded, write_png
@@ -57,27 +57,20 @@ def augmented(shards: ShardSet, stats: ColourStats, ids: np.ndarray, augmentatio
     offsets = len(stats.mean_image) - augmentation.crop + 1
     jpegs = [shards.read(int(sample))[0] for sample in ids]
     draws = [draw(seed, epoch, ids, offsets) for epoch in range(EPOCHS)]
-    fed = [Fed(jpegs, d, stats.shift(d.normals, augmentation.colour, augmentation.sigma)) for d in draws]
-    pipe = build_graph(
-        _one_by_one(fed).__next__,
-        out="float32",
+    shifts = [stats.shift(d.normals, augmentation.colour, augmentation.sigma) for d in draws]
+    decoder = Decoder(
+        "float32",
         augmentation=augmentation,
         mean_image=stats.mean_image,
         batch=len(ids),
         threads=len(os.sched_getaffinity(0)),
-        device="cpu",
-        device_id=None,
-        prefetch=1,
+        device=torch.device("cpu"),
     )
     copies = []
-    for one in fed:
-        (finished,) = pipe.run()
-        copies.append(Copies(viewable(finished.as_array(), one.draws, stats.mean_image), one.draws, one.shift))
+    for one, shift in zip(draws, shifts, strict=True):
+        decoder.schedule(Fed(jpegs, one, shift))
+        copies.append(Copies(viewable(decoder.take().numpy(), one, stats.mean_image), one, shift))
     return copies
-
-
-def _one_by_one(fed: list[Fed]) -> Iterator[Fed]:
-    yield from fed
 
 
 def viewable(finished: np.ndarray, draws: Draws, mean_image: np.ndarray) -> np.ndarray:

@@ -1,0 +1,28 @@
+"""The command line of model.train."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train AlexNet on shards.")
+    parser.add_argument("--shards", default="shards", help="folder made by make_shards, or its URL: s3://, gs://, https:// (default: shards/)")
+    parser.add_argument("--local", type=Path, help="of a URL: folder that shards are fetched into (default: ~/.cache/alexnet-shards)")
+    parser.add_argument("--local-gb", type=float, help="of a URL: most of that folder to use, 10^9 bytes (default: half of what is free)")
+    parser.add_argument(
+        "--on-bad-sample", choices=("stop", "skip"), default="stop", help="stop with its name (default), or train on the next picture instead"
+    )
+    parser.add_argument("--verify", action="store_true", help="read all shards and compare them with their sums first")
+    parser.add_argument("--recipe", help="alexnet (the paper, default), alexnet-2012 (the authors' program), small, or a .yaml file")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe, such as train.rate=0.02")
+    parser.add_argument(
+        "--columns", type=int, choices=(1, 2), help="devices that share one net: 2 puts a column on each (default: 2 where there are two GPUs)"
+    )
+    parser.add_argument("--devices", type=int, help="number of devices, one process each (default: all GPUs; 1 on the CPU)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--threads", type=int, help="decoding threads a process (default: its share of the cores)")
+    parser.add_argument("--run", type=Path, help="folder of the run (default: runs/RECIPE-DATE-TIME; with --resume the newest in runs/)")
+    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    return parser.parse_args(arguments)

@@ -1,0 +1,51 @@
+"""The order of a split's samples in each pass over it, and what brings their shards near."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.order import Order, order, windowed_order
+from pipeline.shards import ShardSet
+from pipeline.staging import AHEAD, Staging, visits
+
+
+@dataclass(frozen=True)
+class Passes:
+    """kind, window: of a permuted order (permuted False: as stored); see order.py."""
+
+    shards: ShardSet
+    seed: int
+    permuted: bool
+    kind: Order = "global"
+    window: int = 16
+
+    @property
+    def name(self) -> str:
+        """What a resumed run must agree in."""
+        return self.kind if self.kind == "global" else f"windowed over {self.window} shards"
+
+    def ids(self, epoch: int) -> np.ndarray:
+        """Sample id at every position of an epoch."""
+        if not self.permuted:
+            return np.arange(len(self.shards))
+        if self.kind == "global":
+            return order(self.seed, epoch, len(self.shards))
+        return windowed_order(self.seed, epoch, self.shards.first, self.window)
+
+    def staging(self, ids: np.ndarray, position: int) -> Staging | None:
+        """What brings the shards of a pass from `position` on near, where they are far or are to be read one behind the other."""
+        if self.kind == "global" and not self.shards.is_remote:
+            return None
+        shard_of = np.searchsorted(self.shards.first, ids, side="right") - 1
+        window = 1 if not self.permuted else self.window if self.kind == "windowed" else len(self.shards.shards)
+        return Staging(visits(ids, position, shard_of), window, self.shards.bring, self.shards.leave)
+
+    def notes(self) -> list[str]:
+        """What the user should know before the first step."""
+        if self.kind == "global" or not self.permuted:
+            return []
+        held = min(self.window + AHEAD, len(self.shards.shards))
+        size = held * max(shard.bytes for shard in self.shards.shards)
+        return [f"order: windowed, shards are read one behind the other, {held} of them at a time: {size / 1e9:.2f} GB of memory for files"]

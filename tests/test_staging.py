@@ -1,0 +1,79 @@
+"""Shards are brought ahead of use, in the order of their need, and not too many at a time."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.order import windowed_order
+from pipeline.staging import AHEAD, Staging, Visit, visits
+
+
+def test_visits_cover_each_shards_positions() -> None:
+    first = np.arange(0, 2100, 50)  # 41 shards of 50
+    ids = windowed_order(3, 1, first, 4)
+    shard_of = np.searchsorted(first, ids, side="right") - 1
+    found = visits(ids, 0, shard_of)
+    assert [visit.first for visit in found] == sorted(visit.first for visit in found)
+    inside = np.zeros(len(ids), int)
+    for visit in found:
+        own = np.flatnonzero(shard_of == visit.shard)
+        inside[own[(own >= visit.first) & (own <= visit.last)]] += 1
+        assert visit.last - visit.first < len(ids) // 2  # a shard over the end of the circle has two short visits, not a long one
+    assert (inside == 1).all()
+    assert 41 < len(found) <= 41 + 4
+    later = visits(ids, 1000, shard_of)
+    assert min(visit.first for visit in later) == 1000  # nothing that was consumed is visited
+
+
+class Shelf:
+    """What has been brought and not left; bring() waits at `gate` if it is given."""
+
+    def __init__(self) -> None:
+        self.here, self.most, self.brought = set[int](), 0, list[int]()
+        self.lock = threading.Lock()
+
+    def bring(self, shard: int, stop: threading.Event) -> None:
+        with self.lock:
+            self.here.add(shard)
+            self.brought.append(shard)
+            self.most = max(self.most, len(self.here))
+
+    def leave(self, shard: int) -> None:
+        with self.lock:
+            self.here.remove(shard)
+
+
+def test_every_sample_finds_its_shard_here_and_no_more_than_the_window_is() -> None:
+    first = np.arange(0, 2100, 50)
+    ids = windowed_order(0, 0, first, 4)
+    shard_of = np.searchsorted(first, ids, side="right") - 1
+    shelf = Shelf()
+    staging = Staging(visits(ids, 0, shard_of), 4, shelf.bring, shelf.leave)
+    for start in range(0, len(ids), 16):
+        staging.reach(start, min(start + 15, len(ids) - 1))
+        assert set(shard_of[start : start + 16]) <= shelf.here
+    staging.close()
+    assert not shelf.here
+    assert shelf.most <= 4 + AHEAD + 1  # a batch may lie across a border
+    assert len(shelf.brought) <= 41 + 4
+
+
+def test_an_error_while_bringing_reaches_the_reader_and_closing_ends_a_wait() -> None:
+    def bring(shard: int, stop: threading.Event) -> None:
+        if shard == 2:
+            raise InputError("shard 2 is lost")
+        if shard == 7:
+            stop.wait()
+
+    ahead = [Visit(10 * n, 10 * n + 9, n) for n in range(5)]
+    staging = Staging(ahead, 1, bring, lambda shard: None)
+    staging.reach(0, 15)
+    with pytest.raises(InputError, match="shard 2 is lost"):
+        staging.reach(16, 25)
+    staging.close()
+    waiting = Staging([Visit(0, 9, 7)], 1, bring, lambda shard: None)
+    waiting.close()  # bring() is under way, and gives up

@@ -1,0 +1,129 @@
+"""What the data plane promises to a training: bad pictures, caches, orders, remote shards, and where the time goes."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import one_line
+from test_train import losses, metrics, train, weights
+
+FIXED = ("--set", "train.schedule=fixed")
+
+
+@pytest.fixture(scope="module")
+def finished(made_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs on one device, and what it printed in said.txt."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    result = train(made_shards, run)
+    assert result.returncode == 0, result.stderr
+    (run / "said.txt").write_text(result.stdout)
+    return run
+
+
+def flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 4
+    path.write_bytes(content)
+
+
+def test_time_is_attributed_in_each_line_and_at_the_end(finished: Path) -> None:
+    said = (finished / "said.txt").read_text()
+    lines = re.findall(r"images/s  waiting for data +[\d.]+ %  \(loader: read \d+, decode \d+, augment \d+, copy \d+, idle \d+ %\)", said)
+    steps = [line for line in metrics(finished) if "loss_nats" in line]
+    assert len(lines) == len(steps)
+    for line in steps:
+        shares = [line[f"loader_{stage}_percent"] for stage in ("read", "decode", "augment", "copy", "idle")]
+        assert sum(shares) == pytest.approx(100) or sum(shares) == 0
+    table = (r"images/s while training +[\d,.]+", r"waiting for data +[\d.]+ %", r"copy, idle [\d., ]+ %", r"pictures skipped +0")
+    for words in table:
+        assert re.search(words, said), words
+    assert not (finished / "skipped.jsonl").exists()
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_skip_goes_on_and_lists_each_picture_once(shards: Path, tmp_path: Path, columns: int) -> None:
+    """A flipped byte in a training and in a validation picture; two epochs, on one device and on a pair, the same curve."""
+    flip(shards / "train-000002.tar", 5000)
+    flip(shards / "val-000000.tar", 9000)
+    run = tmp_path / "run"
+    result = train(shards, run, "--columns", columns, "--on-bad-sample", "skip")
+    assert result.returncode == 0, result.stderr
+    listed = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
+    assert sorted((one["split"], one["shard"]) for one in listed) == [("train", "train-000002.tar"), ("val", "val-000000.tar")]
+    for one in listed:
+        assert set(one) == {"split", "id", "shard", "key", "offset", "reason", "epoch", "replaced_by"}
+        assert "CRC-32C" in one["reason"]
+        assert f"skipped: {one['shard']}: sample {one['key']} at offset {one['offset']}" in result.stderr
+    validation = [line["val_images"] for line in metrics(run) if "val_images" in line]
+    assert validation == [19, 19]  # of 20
+    assert re.search(r"pictures skipped +2", result.stdout)
+    if columns == 2:
+        alone = tmp_path / "alone"
+        assert train(shards, alone, "--on-bad-sample", "skip").returncode == 0
+        assert losses(run) == pytest.approx(losses(alone), rel=1e-3)
+
+
+def test_verify_reads_all_before_the_first_step(shards: Path, tmp_path: Path) -> None:
+    """A byte of padding, which no sample's sum covers."""
+    content = bytearray((shards / "train-000001.tar").read_bytes())
+    content[-600] ^= 1
+    (shards / "train-000001.tar").write_bytes(content)
+    run = tmp_path / "run"
+    for columns in (1, 2):
+        one_line(train(shards, run, "--verify", "--columns", columns, epochs=1), "train-000001.tar")
+    assert not run.exists()
+    assert train(shards, run, *FIXED, "--set", "train.drop_epochs=[]", epochs=1).returncode == 0
+
+
+@pytest.mark.parametrize("settings", [("cache=host",), ("cache=device", "cache_pixels=yuv420"), ("decoder=turbojpeg",)], ids=lambda s: "-".join(s))
+def test_caches_and_decoders_train_the_same_net(finished: Path, made_shards: Path, tmp_path: Path, settings: tuple[str, ...]) -> None:
+    run = tmp_path / "run"
+    result = train(made_shards, run, *(word for setting in settings for word in ("--set", f"data.{setting}")))
+    assert result.returncode == 0, result.stderr
+    assert ("cache: 48 pictures need" in result.stdout) == settings[0].startswith("cache")
+    assert losses(run) == losses(finished)
+    for name, weight in weights(run).items():
+        assert weight.equal(weights(finished)[name]), name
+
+
+def test_a_pair_shares_a_cache_and_mixes_windows(finished: Path, made_shards: Path, tmp_path: Path) -> None:
+    pair = train(made_shards, tmp_path / "pair", "--columns", 2, "--set", "data.cache=device")
+    assert pair.returncode == 0, pair.stderr
+    assert "divided over 2 ranks" in pair.stdout
+    assert losses(tmp_path / "pair") == pytest.approx(losses(finished), rel=1e-3)
+    windowed = train(made_shards, tmp_path / "windowed", "--set", "data.order=windowed", "--set", "data.window=2")
+    assert windowed.returncode == 0, windowed.stderr
+    assert "order: windowed, shards are read one behind the other, 4 of them at a time" in windowed.stdout
+    assert losses(tmp_path / "windowed") != losses(finished)
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Nothing on the tests' screen."""
+
+
+@pytest.fixture
+def url(made_shards: Path) -> Iterator[str]:
+    """The toy's shards on a server of this machine."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(made_shards)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_shards_at_a_url_train_the_same_net(finished: Path, url: str, tmp_path: Path) -> None:
+    """Two ranks fetch into one folder, each shard once."""
+    run, local = tmp_path / "run", tmp_path / "local"
+    result = train(url, run, "--local", local, "--columns", 2)
+    assert result.returncode == 0, result.stderr
+    assert losses(run) == pytest.approx(losses(finished), rel=1e-3)
+    assert len(list(local.rglob("train-*.tar"))) == 6
+    assert not list(local.rglob("*.tmp"))

@@ -19,7 +19,7 @@ def check_folder(shards: str | Path, local: Path | None = None, local_gb: float 
     manifest, digest = read_manifest(folder)
     read_colour_stats(folder, digest, manifest.settings.size)
     for split in manifest.splits:
-        ShardSet(shards, split, local, local_gb).close()
+        ShardSet(shards, split, local, local_gb)
     if verify is not None and remote is None:  # what is fetched is verified as it comes
         verify_folder(folder, progress=verify)
     if remote is not None:

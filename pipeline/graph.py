@@ -35,14 +35,23 @@ class Decoder:
     """
 
     def __init__(
-        self, out: Out, *, augmentation: Augmentation, mean_image: np.ndarray, batch: int, threads: int, device: torch.device, prefetch: int = 2
+        self,
+        out: Out,
+        *,
+        augmentation: Augmentation,
+        mean_image: np.ndarray,
+        batch: int,
+        threads: int,
+        device: torch.device,
+        prefetch: int = 2,
+        pinned: bool = False,
     ) -> None:
-        """batch: most pictures in a batch. prefetch: batches under way for which DALI keeps memory."""
+        """batch: most pictures in a batch. prefetch: batches under way for which DALI keeps memory. pinned: each thread to a core."""
         self._out, self._last, self._device = out, len(mean_image) - augmentation.crop, device
         self._under_way = 0
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         device_id: Any = None if device.type == "cpu" else device.index or 0
-        graph = pipeline_def(batch_size=batch, num_threads=threads, device_id=device_id, prefetch_queue_depth=prefetch)(_graph)
+        graph = pipeline_def(batch_size=batch, num_threads=threads, device_id=device_id, prefetch_queue_depth=prefetch, set_affinity=pinned)(_graph)
         self._pipe = graph(out, augmentation, mean_image, device.type)
         self._pipe.build()
         self._warm_up(len(mean_image), prefetch)

@@ -215,7 +215,8 @@ class BoundedFolder:
     def _no_room(self, name: str, size: int, own: int, lacking: int) -> str:
         return (
             f"{self.folder / name}: {size:,} bytes are needed, but the limit of the folder is {self.limit:,} and {lacking:,} are lacking "
-            f"beside the shards being read ({own:,} bytes by this process); allow more bytes, or read fewer shards at a time"
+            f"beside the shards being read ({own:,} bytes by this process); allow more bytes (--local-gb), "
+            "or read fewer shards at a time (--set data.order=windowed, and a smaller data.window)"
         )
 
     def _disk_full(self, name: str, size: int) -> str:

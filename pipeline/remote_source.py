@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit, urlunsplit
+from urllib.request import getproxies
 
 import fsspec
 
@@ -93,7 +96,9 @@ class Source:
         # fsspec keeps what it made of these options to the end of the process. That is wanted: it closes an instance's connections where
         # the garbage collector finds it, in any thread, and waits for its own thread to do it, which may need a lock held just there.
         given = fsspec.config.conf.get(self._parts.scheme, {}).get("client_kwargs", {})
-        return {"client_kwargs": {"trust_env": True, **given, "timeout": timeout}}
+        netrc = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+        environment = bool(getproxies()) or netrc.exists()  # proxies and passwords: looked up for each request, which takes as long as one
+        return {"client_kwargs": {"trust_env": environment, **given, "timeout": timeout}}
 
     def _translated(self, name: str, error: Exception) -> Exception:
         """What a library's error means here."""

@@ -80,8 +80,7 @@ class ShardSet:
     def bring(self, shard: int, stop: threading.Event) -> None:
         """Read a shard through in large blocks, so that its samples come from memory, or fetch it and hold it here."""
         if self._remote is not None:
-            self._remote.hold(self.shards[shard].name)
-            self._remote.fetch(self.shards[shard], stop)
+            self._fetch(shard, stop)
             return
         with open(self._paths[shard], "rb", buffering=0) as file:
             while not stop.is_set() and file.read(BLOCK):
@@ -90,29 +89,46 @@ class ShardSet:
     def leave(self, shard: int) -> None:
         """A shard that was brought is not needed for now."""
         if self._remote is not None:
+            if shard in self._open:
+                self._close(shard, self._open.pop(shard))
             self._remote.release(self.shards[shard].name)
+
+    def _fetch(self, shard: int, stop: threading.Event | None = None) -> None:
+        """Have a shard of a URL here, and hold it, so that no process removes it."""
+        assert self._remote is not None, "only shards at a URL are fetched"
+        self._remote.hold(self.shards[shard].name)
+        try:
+            self._remote.fetch(self.shards[shard], stop)
+        except BaseException:
+            self._remote.release(self.shards[shard].name)
+            raise
 
     def _descriptor(self, shard: int) -> int:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        if self._remote is not None:
-            self._remote.fetch(self.shards[shard])
         if len(self._open) >= OPEN_FILES:
-            os.close(self._open.popitem(last=False)[1])
+            self._close(*self._open.popitem(last=False))
+        if self._remote is not None:
+            self._fetch(shard)  # held as long as it is open: a removed file would keep its place on the disk
         self._open[shard] = os.open(self._paths[shard], os.O_RDONLY)
         return self._open[shard]
+
+    def _close(self, shard: int, descriptor: int) -> None:
+        os.close(descriptor)
+        if self._remote is not None:
+            self._remote.release(self.shards[shard].name)
 
     def close(self) -> None:
         """Close the shards' files; reading opens them again."""
         while self._open:
-            os.close(self._open.popitem()[1])
-        if self._remote is not None:
-            self._remote.close()
+            self._close(*self._open.popitem())
 
     def __del__(self) -> None:
         if hasattr(self, "_open"):
             self.close()
+            if self._remote is not None:
+                self._remote.close()
 
 
 def _check_sizes(path: Path, index: Index, samples: int, size: int, local: bool) -> None:

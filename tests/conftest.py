@@ -64,14 +64,16 @@ def reseal(shards: Path, name: str, change: Callable[[list[tuple[str, bytes, int
     from pipeline.tarshard import write_shard
 
     with tarfile.open(shards / name) as tar:
-        found: list[Any] = [(member.name.split("."), tar.extractfile(member)) for member in tar]
-    read = [(key, extension, file.read()) for (key, extension), file in found]
-    samples = [(key, jpeg, int(label)) for (key, _, jpeg), (_, _, label) in zip(read[::2], read[1::2], strict=True)]
+        read = [(member.name[:-4], tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+    samples = [(key, jpeg, int(label)) for (key, jpeg), (_, label) in zip(read[::2], read[1::2], strict=True)]
     change(samples)
     written = write_shard(shards / name, samples)
     manifest, statistics = (json.loads((shards / file).read_text()) for file in ("manifest.json", "pca.json"))
-    for shard in (shard for split in manifest["splits"].values() for shard in split["shards"] if shard["name"] == name):
-        shard.update(samples=written.samples, bytes=written.bytes, sha256=written.sha256)
+    for split in manifest["splits"].values():
+        for shard in split["shards"]:
+            if shard["name"] == name:
+                shard.update(samples=written.samples, bytes=written.bytes, sha256=written.sha256)
+        split["samples"] = sum(shard["samples"] for shard in split["shards"])
     (shards / "manifest.json").write_text(json.dumps(manifest))
     statistics["manifest_sha256"] = hashlib.sha256((shards / "manifest.json").read_bytes()).hexdigest()
     (shards / "pca.json").write_text(json.dumps(statistics))

@@ -12,6 +12,7 @@ from pipeline.augment import Augmentation, plain_batch
 from pipeline.colour import read_colour_stats
 from pipeline.draws import draw, fixed
 from pipeline.order import order
+from pipeline.pixels import Out
 from pipeline.samples import Skipped
 from pipeline.shards import ShardSet
 
@@ -24,7 +25,6 @@ class PlainLoader:
 
     def __init__(self, shards: Path, split: Literal["train", "val"]) -> None:
         self.split, one = split, ShardSet(shards, split)
-        self.places = [(path.name, key, offset) for path, key, offset in map(one.place, range(len(one)))]
         jpegs, labels = zip(*map(one.read, range(len(one))), strict=True)
         self.labels = np.array(labels)
         self._stats = read_colour_stats(shards, one.digest, 256)
@@ -32,7 +32,7 @@ class PlainLoader:
         self._pictures, _ = plain_batch(list(jpegs), fixed(len(one), 0, 0), zeros, self._stats.mean_image, whole)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.labels)
 
     def order(self, epoch: int) -> np.ndarray:
         return order(SEED, epoch, len(self)) if self.split == "train" else np.arange(len(self))
@@ -42,7 +42,7 @@ class PlainLoader:
         ids, count = self.order(epoch).tolist(), len(self)
         return np.array([next(ids[(place + k) % count] for k in range(count) if ids[(place + k) % count] not in bad) for place in range(count)])
 
-    def rows(self, epoch: int, bad: Set[int], out: Literal["float32", "uint8"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def rows(self, epoch: int, bad: Set[int], out: Out) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ids and labels, (n,) int64, and images, (n, 3, 64, 64) of the kind `out`, at the positions of an epoch."""
         own, used, crop = self.order(epoch), self.used(epoch, bad), SMALL.crop
         if self.split == "train":
@@ -61,10 +61,8 @@ class PlainLoader:
             images[row] = image[:, ::-1] if flip else image
         return ids, labels, images.transpose(0, 3, 1, 2)
 
-    def check(
-        self, batches: Iterable[Any], epoch: int, bad: Set[int], out: Literal["float32", "uint8"] = "float32", start: int = 0, free: Any = ()
-    ) -> int:
-        """The loader's batches are those from position `start` on; only the pixels of the samples in `free` may be others. Returns the rows."""
+    def check(self, batches: Iterable[Any], epoch: int, bad: Set[int], out: Out = "float32", start: int = 0, free: Iterable[int] = ()) -> int:
+        """The batches are those from position `start` on; only the pixels of the samples in `free` may be others. Returns the rows."""
         ids, labels, images = self.rows(epoch, bad, out)
         pictures, at = self.used(epoch, bad), start
         for batch in batches:
@@ -76,12 +74,24 @@ class PlainLoader:
             at = rows.stop
         return at - start
 
-    def listed(self, skipped: Iterable[Skipped], epoch: int, bad: Set[int], stop: int | None = None) -> None:
+    def listed(self, skipped: Iterable[Skipped], shards: ShardSet, epoch: int, bad: Set[int], stop: int | None = None) -> None:
         """The list of an epoch's skipped samples is that of the bad ones at its positions up to `stop`, each once, rightly placed."""
         own, used = self.order(epoch)[:stop].tolist(), self.used(epoch, bad)[:stop].tolist()
-        found = sorted((s.id, s.shard, s.key, s.offset, s.split, s.epoch, s.replaced_by) for s in skipped)
-        rest = {i: (self.split, epoch, other if self.split == "train" else None) for i, other in zip(own, used, strict=True) if i != other}
-        assert found == [(i, *self.places[i], *rest[i]) for i in sorted(rest)]
-        for one in skipped:
-            assert one.reason
-            assert "\n" not in one.reason
+        found = [(one.split, one.id, one.shard, one.key, one.offset, one.epoch, one.replaced_by) for one in skipped]
+        wanted = []
+        for sample, other in sorted(pair for pair in zip(own, used, strict=True) if pair[0] != pair[1]):
+            path, key, offset = shards.place(sample)
+            wanted.append((self.split, sample, path.name, key, offset, epoch, other if self.split == "train" else None))
+        assert sorted(found) == wanted
+        assert all(one.reason and "\n" not in one.reason for one in skipped)
+
+
+def damage(shards: Path, split: str, *samples: int) -> None:
+    """Flip one bit of the JPEGs of some samples; their CRC tells."""
+    one = ShardSet(shards, split)
+    for path, _, offset in map(one.place, samples):
+        with open(path, "r+b") as file:
+            file.seek(offset + 1000)
+            byte = file.read(1)[0]
+            file.seek(offset + 1000)
+            file.write(bytes([byte ^ 8]))

@@ -54,8 +54,10 @@ class Form:
     def drawn(self) -> Drawn:
         """Random ones. Offsets are drawn from a list: a uniform position gives the two edges half the probability of the others."""
         x, y = (fn.random.uniform(values=[float(offset) for offset in range(self.last + 1)]) for _ in range(2))
-        shift = fn.reductions.sum(fn.random.normal(shape=[3]) * types.Constant(self.colours), axes=[1])
-        return Drawn(x, y, fn.random.coin_flip(), shift)
+        return Drawn(x, y, fn.random.coin_flip(), self.shift(fn.random.normal(shape=[3])))
+
+    def shift(self, normals: Any) -> Any:
+        return fn.reductions.sum(normals * types.Constant(self.colours), axes=[1])
 
     def picture(self, jpeg: Any) -> Any:
         """Whole, uint8: the bare decoding."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -35,6 +36,7 @@ from tools.bench_where import where
 from tools.picture import central_square
 
 SIZE, CROP, BATCH = 256, 227, 128
+THREADS = len(os.sched_getaffinity(0))
 
 
 @dataclass
@@ -89,10 +91,10 @@ class Material:
 
 
 def dali(
-    material: Material, jpegs: list[np.ndarray], out: Any, batch: int = BATCH, then: Callable[[torch.Tensor, Draws], Any] | None = None
+    material: Material, jpegs: list[np.ndarray], out: Any, batch: int = BATCH, then: Callable[[torch.Tensor, Draws], Any] | None = None, **more: Any
 ) -> Callable[[], None]:
-    settings: dict[str, Any] = {"augmentation": Augmentation(crop=CROP), "mean_image": np.zeros((SIZE, SIZE, 3), np.float32)}
-    decoder = Decoder(out, batch=batch, threads=1, device=torch.device("cpu"), **settings)
+    settings: dict[str, Any] = {"augmentation": Augmentation(crop=CROP), "mean_image": np.zeros((SIZE, SIZE, 3), np.float32), "threads": 1}
+    decoder = Decoder(out, batch=batch, device=torch.device("cpu"), **{**settings, **more})
     feds = material.batches(jpegs, batch)
 
     def work() -> None:
@@ -150,6 +152,21 @@ def make_rows(m: Material) -> list[Row]:
     ]
 
 
+def placement(material: Material, rounds: int) -> dict[str, float]:
+    """Pictures a second of wall time with a thread a core, left to the system and each pinned to a core: medians of alternating rounds."""
+    works = {
+        kind: dali(material, material.optimised, "pictures", threads=THREADS, pinned=kind == "pinned") for kind in ("left to the system", "pinned")
+    }
+    rates: dict[str, list[float]] = {kind: [] for kind in works}
+    for number in range(rounds + 1):
+        for kind, work in works.items():
+            began = time.perf_counter()
+            work()
+            if number:
+                rates[kind].append(len(material.pictures) / (time.perf_counter() - began))
+    return {kind: round(median(values), 1) for kind, values in rates.items()}
+
+
 def measure(rows: list[Row], rounds: int) -> None:
     for number in tqdm(range(rounds + 1), desc="decode", unit=" rounds"):  # the first warms up and is not counted
         for row in rows:
@@ -166,6 +183,8 @@ def table(rows: list[Row], result: dict[str, Any]) -> str:
         f"{kind:<34} {value['bytes']:>10,.0f} bytes, {value['psnr_db']:.1f} dB against the picture it was made from"
         for kind, value in result["jpeg"].items()
     ]
+    placed = ", ".join(f"{kind} {value:,.0f}" for kind, value in result["threads"]["pictures_per_s"].items())
+    lines.append(f"DALI, {result['threads']['count']} threads, pictures/s of wall time: {placed}")
     return "\n".join(lines)
 
 
@@ -194,6 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
             "jpeg": {
                 kind: {"bytes": float(np.mean([len(j) for j in jpegs])), "psnr_db": psnr(material.pictures, jpegs)} for kind, jpegs in kinds.items()
             },
+            "threads": {"count": THREADS, "pictures_per_s": placement(material, given.rounds)},
             "rows": [{"row": r.name, "what": r.note, "cpu_us": {"median": median(r.us), "min": min(r.us), "max": max(r.us)}} for r in rows],
         }
         with atomic_file(given.out, "w") as file:

@@ -89,7 +89,7 @@ def own_rows(plan: Plan, s: Setup) -> list[Row]:
 
 def _own_row(kind: Kind, s: Setup, batches: int) -> Row:
     measure = partial(clocked, kind.begin(s), labels=s.labels)
-    measure(batches * kind.times if kind.fill else min(batches, WARM_UP))
+    measure(batches * kind.times if kind.times > 1 else WARM_UP)
     return Row(kind.key, kind.section, kind.what, s.batch, s.threads if kind.threads else None, measure, kind.times)
 
 

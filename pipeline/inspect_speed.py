@@ -246,16 +246,17 @@ class _Stages:
         settings: dict[str, Any] = {"augmentation": Augmentation(self.speeds.crop), "mean_image": mean, "batch": self.speeds.batch}
         pictures = DaliPictures(feed, partial(Decoder, "windows", threads=threads, device=self.speeds.device, prefetch=PREFETCH, **settings))
 
+        def taken(part: Part) -> int:
+            decoded = pictures.take(part)
+            return 0 if decoded is None else len(decoded)
+
         def one_pass(batches: int) -> int:
             under_way, images = deque[Part](), 0
             for part in parts(batches):
                 pictures.schedule(part)
                 under_way.append(part)
                 if len(under_way) > PREFETCH:
-                    pictures.take(under_way.popleft())
-                images += len(part.ids)
-            while under_way:
-                pictures.take(under_way.popleft())
-            return images
+                    images += taken(under_way.popleft())
+            return images + sum(taken(part) for part in under_way)
 
         return one_pass, an_epoch

@@ -29,16 +29,14 @@ from pipeline.feed import Feed
 from pipeline.graph import Decoder
 from pipeline.order import Order
 from pipeline.passes import Passes
-from pipeline.pixels import CpuPixels, Decoded, Out
+from pipeline.pixels import CpuPixels, Out
 from pipeline.pixels_gpu import GpuPixels
 from pipeline.producer import Producer, Ready
 from pipeline.samples import OnBadSample, Samples, Skipped
+from pipeline.settings import DecoderName, Views, check_settings, decoded_as
 from pipeline.shards import ShardSet
 from pipeline.times import StageTimes
 from pipeline.turbojpeg_planes import check_planes
-
-Views = Literal["train", "centre", "ten"]
-DecoderName = Literal["dali", "turbojpeg"]
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class ImageLoader:
         self.shards = ShardSet(shards, split, local, local_gb)
         self._size = self.shards.manifest.settings.size
         self._stats = read_colour_stats(self.shards.folder, self.shards.digest, self._size)
-        _check(self.shards, batch, augmentation.crop, self._size, views, world, out)
+        check_settings(self.shards, batch, augmentation.crop, self._size, views, world, out)
         self.augmentation = augmentation if views == "train" else augmentation.plain()
         self.batch, self.views, self.seed, self.epoch, self.position = batch, views, seed, epoch, 0
         self.rank, self.world, self.out = rank, world, out
@@ -125,7 +123,7 @@ class ImageLoader:
         plan = plan_cache(cache or CacheSettings(), len(self.shards), self._size, self.device, rank, world, group, machine)
         self.notes += plan.notes
         self._share, self._group, self._cache = plan.share, plan.group, plan.cache
-        self._decoder = _decoded_as(decoder, cache, plan.cache is not None)
+        self._decoder = decoded_as(decoder, cache, plan.cache is not None)
         self.times = StageTimes()
         self._samples = Samples(self.shards, on_bad_sample, replace=views == "train")
         self._feed = Feed(self._samples, batch, self._share, self.draws_of, self._cache)
@@ -138,23 +136,36 @@ class ImageLoader:
         # Alone on a GPU, DALI's own operators do all.
         in_dali = self._decoder == "windows" and self._group is None and self.device.type == "cuda" and self.out == "float32" and not whole
         kinds: dict[str, Any] = {"windows": "float32" if in_dali else "windows", "rgb": "pictures"}
+        # What is cached in main memory is decoded and cut by the CPU, and its windows go to the device.
+        by_cpu = self._cache is not None and not isinstance(self._cache.store, torch.Tensor)
+        place = torch.device("cpu") if by_cpu else self.device
         pictures: DaliPictures | PlanesPictures
         if self._decoder == "yuv420":
             check_planes(self._size)
-            pictures = PlanesPictures(self._feed, self._size, self.device, self._threads)
+            pictures = PlanesPictures(self._feed, self._size, place, self._threads)
         else:
-            settings: dict[str, Any] = {"augmentation": graph_crop, "mean_image": self._stats.mean_image, "device": self.device}
+            settings: dict[str, Any] = {"augmentation": graph_crop, "mean_image": self._stats.mean_image, "device": place}
             settings |= {"batch": self._share.most_rows(self.batch), "threads": self._threads, "prefetch": self._prefetch}
             pictures = DaliPictures(self._feed, partial(Decoder, kinds[self._decoder], **settings))
-        cut, finish = (self._make_pixels(a) for a in (graph_crop, self.augmentation))
-        self._finish = finish
-        alone = self._group is None and not whole
+        cut, self._finish = self._make_pixels(graph_crop, place), self._make_pixels(self.augmentation, self.device)
+        self._finished = self._group is None and not whole and place == self.device
         self._producer = Producer(
-            self._passes, self._feed, pictures, cut, finish, alone, self.out, self._cache, self._prefetch, self._stream, self.times
-        )  # fmt: skip
+            passes=self._passes,
+            feed=self._feed,
+            pictures=pictures,
+            cut=cut,
+            finish=self._finish,
+            finished=self._finished,
+            out=self.out,
+            cache=self._cache,
+            prefetch=self._prefetch,
+            device=self.device,
+            stream=self._stream,
+            times=self.times,
+        )
 
-    def _make_pixels(self, augmentation: Augmentation) -> CpuPixels | GpuPixels:
-        if self.device.type == "cpu":
+    def _make_pixels(self, augmentation: Augmentation, place: torch.device) -> CpuPixels | GpuPixels:
+        if place.type == "cpu":
             return CpuPixels(augmentation, self._stats.mean_image, self._decoder, self._threads)
         return GpuPixels(augmentation, self._stats.mean_image, self._decoder, self.device)
 
@@ -253,7 +264,7 @@ class ImageLoader:
         if self.views == "ten":
             with self.times("augment"):
                 images = self._finish.ten_views(images)
-        elif crossing is not None:
+        elif not self._finished:
             with self.times("augment"):
                 images = self._finish.finish(images, part.needed_draws, part.needed_shift, self.out)
         return Batch(images, labels, ids, part.needed_draws, part.needed_shift)
@@ -272,28 +283,6 @@ class ImageLoader:
                 shared = draw(self.seed, self.epoch, positions // a.window_shared_by, last + 1)
                 draws = Draws(shared.x, shared.y, shared.flip, draws.normals)
         return draws, self._stats.shift(draws.normals, a.colour, a.sigma)
-
-
-def _decoded_as(decoder: DecoderName, cache: CacheSettings | None, cached: bool) -> Decoded:
-    """What comes out of the decoder: DALI cuts windows where nothing is kept. Raises InputError."""
-    if cache is None or not cached:
-        return "yuv420" if decoder == "turbojpeg" else "windows"
-    if decoder == "turbojpeg" and cache.pixels == "rgb":
-        raise InputError("decoder turbojpeg gives YUV planes, which is what is cached; use cache_pixels: yuv420, or decoder: dali for rgb")
-    return cache.pixels
-
-
-def _check(shards: ShardSet, batch: int, crop: int, size: int, views: Views, world: int, out: Out) -> None:
-    if crop > size:
-        raise InputError(f"a {crop} crop does not fit the {size} pixels of {shards.folder}; use a smaller input or shards of a larger --size")
-    if batch < world:
-        raise InputError(f"batch {batch} is smaller than the {world} ranks that share it; use a batch of at least {world} or fewer devices")
-    if views == "train" and batch % world:
-        raise InputError(f"batch {batch} does not divide over {world} ranks; the nearest that does is {max(1, round(batch / world)) * world}")
-    if views == "train" and batch > len(shards):
-        raise InputError(f"batch {batch} is larger than the {len(shards)} samples of {shards.folder} ({shards.split}); use a smaller batch")
-    if views == "ten" and out == "uint8":
-        raise InputError('the ten views come finished, out="float32"; use views="centre" for uint8')
 
 
 def _taken(ahead: queue.Queue[Ready | BaseException]) -> Ready:

@@ -35,7 +35,7 @@ class Ready:
 @dataclass
 class Producer:
     """cut: to windows, finish: to a batch; which of the two, `finished` says. prefetch: batches kept in the decoder beside the one
-    that is being finished. stream: of the device, for all that this thread does there."""
+    that is being finished. device: where pixels are handed over; stream: of it, for all that this thread does there."""
 
     passes: Passes
     feed: Feed
@@ -46,6 +46,7 @@ class Producer:
     out: Out
     cache: Cache | None
     prefetch: int
+    device: torch.device
     stream: torch.cuda.Stream | None
     times: StageTimes
 
@@ -82,7 +83,16 @@ class Producer:
         while under_way and not stop.is_set():
             yield self._ready(under_way.popleft())
 
+    def _nothing(self) -> torch.Tensor:
+        """The pixels of no rows."""
+        crop = self.cut.augmentation.crop
+        if self.finished:
+            return torch.empty((0, 3, crop, crop), dtype=torch.float32 if self.out == "float32" else torch.uint8, device=self.device)
+        return torch.empty((0, crop * crop * 3), dtype=torch.uint8, device=self.device)
+
     def _ready(self, part: Part) -> Ready:
+        if not len(part.ids):  # of a last batch that is shorter than the ranks are many
+            return Ready(part, self._nothing())
         with torch.cuda.stream(self.stream) if self.stream is not None else nullcontext():
             with self.times("decode"):
                 decoded = self.pictures.take(part)
@@ -94,6 +104,7 @@ class Producer:
                     pixels = self.finish.batch(part, decoded, self.cache, self.out)
                 else:
                     pixels = self.cut.windows(part, decoded, self.cache)
+                    pixels = pixels if pixels.device == self.device else upload(pixels.numpy(), self.device)
                 if self.stream is not None:
                     self.stream.synchronize()
         return Ready(part, pixels)

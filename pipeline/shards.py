@@ -17,6 +17,7 @@ from pipeline.remote import RemoteShards, is_url
 from pipeline.tarshard import Index, read_index, read_sample, tar_bytes
 
 OPEN_FILES = 256  # descriptors kept at once; a full ImageNet has more shards than some systems allow open files
+END_OF_IMAGE = b"\xff\xd9"
 BLOCK = 8 << 20  # bytes read at once where a shard is brought near
 
 
@@ -73,6 +74,8 @@ class ShardSet:
             why = f"its label is {label}, but the manifest has {len(self.manifest.classes)} classes"
             raise BadSample(path, index.keys[row], int(index.jpeg_offset[row]), why)
         fault = size_fault(jpeg, self.manifest.settings.size)  # before a decoder allocates what the picture's header asks for
+        if jpeg[-2:].tobytes() != END_OF_IMAGE:  # a decoder would find that only in some windows of the picture
+            fault = "it is cut short: it does not end as a JPEG does"
         if fault:
             raise BadSample(path, index.keys[row], int(index.jpeg_offset[row]), fault)
         return jpeg, label

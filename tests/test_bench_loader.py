@@ -27,7 +27,7 @@ from tools import bench_gpu, bench_peers, bench_plot
 from tools.bench_dali import PREFETCH, Drawn, Form, bare_picture, built, encoded, form
 from tools.bench_gpu import Differences, compare_pixels
 from tools.bench_kinds import CACHED, FED, dali_kinds, our_kinds, room, share_kinds
-from tools.bench_loader import main
+from tools.bench_loader import main, own_row
 from tools.bench_results import RATES, Goal, ratios, table
 from tools.bench_rows import SEED, Given, Setup, ahead, clocked, decoded_by_share, loaded, schedule
 from tools.peer_samples import Samples
@@ -141,19 +141,17 @@ def test_a_wrong_label_or_count_is_no_result(made_shards: Path) -> None:
 
 
 def test_a_cached_row_reads_nothing_when_it_is_measured(shards: Path) -> None:
-    s = setting(shards)
-    kinds = {kind.key: kind for kind in our_kinds(CPU)}
-    cached = [kinds[f"ours-cached-{name}"].begin(s) for name in ("uint8", "yuv-float32")]
-    for row in cached:
-        clocked(row, 5, s.labels)
-    decoding = kinds["ours-uint8"].begin(s)
+    s, kinds = setting(shards), {kind.key: kind for kind in our_kinds(CPU)}
+    cached = [own_row(kinds[f"ours-cached-{name}"], s, 1) for name in ("uint8", "yuv-float32")]
+    decoding = own_row(kinds["ours-uint8"], s, 1)
     for tar in shards.glob("train-*.tar"):
         with open(tar, "r+b") as file:
             file.truncate(0)
     for row in cached:
-        assert clocked(row, 5, s.labels)[0] == 80
+        row.run(CACHED)
+        assert row.images == BATCH * CACHED
     with pytest.raises(BadSample):
-        clocked(decoding, 5, s.labels)
+        decoding.run(1)
 
 
 def test_a_cache_without_room_is_no_row(made_shards: Path) -> None:

@@ -33,10 +33,11 @@ while True:
         sys.stdin.readline()
         with atomic_file(state, "w") as file:
             json.dump(ranks[0].state_dict(), file)
-        rows = [
-            [int(b.ids[k]), int(b.labels[k]), int(b.draws.x[k]), int(b.draws.y[k]), bool(b.draws.flip[k]), b.shift[k].tolist(), b.images[k].sum().item()]
-            for b in batches for k in range(len(b.ids))
-        ]
+        rows = []
+        for b in batches:
+            windows = zip(b.draws.x.tolist(), b.draws.y.tolist(), b.draws.flip.tolist(), b.shift.tolist(), strict=True)
+            sums = [image.sum().item() for image in b.images]
+            rows += [list(row) for row in zip(b.ids.tolist(), b.labels.tolist(), windows, sums, strict=True)]
         print(json.dumps(rows), flush=True)
 """
 

@@ -1,18 +1,31 @@
-"""Damage shard folders at random: what is read is what was written, or one clear error. `make soak` does it 2,000 times."""
+"""Damage shard folders at random: what comes is what was written, or one clear error, or exactly the damaged samples are skipped.
+
+`make soak` does it 2,000 times by reading and 2,400 times through the loader.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from conftest import reseal
+from damages import changed_samples, damage, damage_jpeg
+from plain_loader import SEED, SMALL, PlainLoader
 
+from pipeline import CacheSettings, ImageLoader
 from pipeline.errors import InputError
 from pipeline.shards import ShardSet
 
-ROUNDS = 2000 if os.environ.get("SOAK") else 120
+SOAK = bool(os.environ.get("SOAK"))
+ROUNDS = 2000 if SOAK else 120
+ROUNDS_LOADER, ROUNDS_JPEG = (1800, 600) if SOAK else (56, 24)
+GROWTH = 150 << 20  # bytes that the process may grow by over all rounds
 
 
 def read_all(folder: Path) -> list[tuple[str, bytes, int]]:
@@ -22,30 +35,6 @@ def read_all(folder: Path) -> list[tuple[str, bytes, int]]:
 
 def _plain(sample: tuple[np.ndarray, int]) -> tuple[bytes, int]:
     return sample[0].tobytes(), sample[1]
-
-
-def damage(path: Path, rng: np.random.Generator) -> str:
-    """Damage a file in one of the ways that disks, copies and people do; what was done."""
-    content = bytearray(path.read_bytes())
-    at = int(rng.integers(len(content)))
-    way = str(rng.choice(["flip", "truncate", "zero", "lines", "grow", "shift"]))
-    if way == "flip":
-        content[at] ^= 1 << int(rng.integers(8))
-    elif way == "truncate":
-        del content[at:]
-    elif way == "zero":
-        content[at : at + 512] = bytes(len(content[at : at + 512]))
-    elif way == "lines" and path.suffix == ".idx":
-        lines = content.splitlines(keepends=True)
-        i, j = rng.integers(1, len(lines), 2)
-        lines[i], lines[j] = lines[j], lines[i]
-        content = bytearray(b"".join(lines))
-    elif way == "grow":
-        content += bytes(rng.integers(0, 256, 512, dtype=np.uint8))
-    else:
-        content[at:at] = b"\0" * 512
-    path.write_bytes(content)
-    return f"{way} at {at} of {path.name}"
 
 
 def outcome(folder: Path) -> tuple[list[tuple[str, bytes, int]], str | None]:
@@ -65,7 +54,7 @@ def test_damaged_shards_give_the_truth_or_an_error(made_shards: Path, tmp_path: 
     caught = 0
     for _ in range(ROUNDS // 4):
         path = folder / str(rng.choice(names))
-        what = damage(path, rng)
+        what = damage(path, rng, made_shards)
         found, error = outcome(folder)
         if error is None:
             assert found == wanted, f"{what}: other samples than were written, without an error"
@@ -74,4 +63,146 @@ def test_damaged_shards_give_the_truth_or_an_error(made_shards: Path, tmp_path: 
             assert str(folder) in error, f"{what}: {error}"
             assert "\n" not in error
         shutil.copy(made_shards / path.name, path)
-    assert caught > ROUNDS // 4 * 0.8  # nearly every damage is one that matters
+    assert caught > ROUNDS // 4 * 0.7  # most damage is damage that matters
+
+
+# --- through the loader
+
+
+WAYS: list[dict[str, Any]] = [
+    {"split": "train", "out": "float32"},
+    {"split": "train", "out": "uint8"},
+    {"split": "train", "out": "uint8", "cache": CacheSettings("host")},
+    {"split": "train", "out": "float32", "cache": CacheSettings("host", "yuv420")},
+    {"split": "val", "out": "float32"},
+]
+
+
+def loader(folder: Path, split: Any, **options: Any) -> ImageLoader:
+    views: Any = "train" if split == "train" else "centre"
+    settings = {"batch": 16 if split == "train" else 8, "seed": SEED, "threads": 1, "augmentation": SMALL, "on_bad_sample": "skip"}
+    return ImageLoader(folder, split, views=views, **{**settings, **options})
+
+
+def memory(what: str) -> int:
+    """Bytes of memory of this process: VmRSS now, VmHWM at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
+
+
+@pytest.fixture(scope="module")
+def plain(made_shards: Path) -> dict[str, PlainLoader]:
+    return {split: PlainLoader(made_shards, split) for split in ("train", "val")}
+
+
+def damaged(folder: Path, sound: Path, split: str, rng: np.random.Generator) -> tuple[list[Path], str, set[int]]:
+    """Damage one file of a split or two; the files, what was done, and the ids of the samples whose bytes have really changed."""
+    tars = sorted(path.name for path in sound.glob(f"{split}-*.tar"))
+    indexes = [name.replace(".tar", ".idx") for name in tars]
+    kinds = [tars, tars, tars, indexes, ["manifest.json"], ["pca.json"], ["mean.npy"]]
+    names = {str(rng.choice(kinds[int(rng.choice(7, p=[0.2, 0.2, 0.2, 0.2, 0.08, 0.07, 0.05]))])) for _ in range(1 + (rng.random() < 0.25))}
+    what = "; ".join(damage(folder / name, rng, sound) for name in sorted(names))
+    bad = {8 * number + row for number, name in enumerate(tars) for row in changed_samples(sound / name, folder / name)}
+    return [folder / name for name in sorted(names)], what, bad
+
+
+def one_round(folder: Path, sound: Path, plain: PlainLoader, way: dict[str, Any], rng: np.random.Generator) -> str:
+    """What became of it: "error", "skipped" or "no effect"."""
+    paths, what, bad = damaged(folder, sound, way["split"], rng)
+    refused = ""
+    try:
+        one = loader(folder, **way)
+        epochs = [list(one) for _ in range(2 if way.get("cache") else 1)]
+    except InputError as error:
+        refused = str(error)
+    finally:
+        for path in paths:
+            shutil.copy(sound / path.name, path)
+    try:
+        if refused:
+            assert "\n" not in refused
+            assert any(is_named(path, refused) for path in paths)
+            return "error"
+        for epoch, batches in enumerate(epochs):
+            assert plain.check(batches, epoch, bad, way["out"]) == len(plain)
+        plain.listed(one.skipped, one.shards, 0, bad)
+    except AssertionError as error:
+        raise AssertionError(f"{what}, {way}: {refused}") from error
+    return "skipped" if bad else "no effect"
+
+
+def is_named(path: Path, error: str) -> bool:
+    """By its name; a manifest, which says what all others must be, also by what is not as it says."""
+    return str(path.parent) in error and (path.stem in error or (path.name == "manifest.json" and "other shards" in error))
+
+
+def test_damaged_shards_come_through_the_loader_but_for_what_is_damaged(shards: Path, made_shards: Path, plain: dict[str, PlainLoader]) -> None:
+    rng, found = np.random.default_rng(0), Counter[str]()
+    for number in range(ROUNDS_LOADER):
+        way = WAYS[number % len(WAYS)]
+        found[one_round(shards, made_shards, plain[way["split"]], way, rng)] += 1
+        if number == 50:
+            before = memory("VmRSS")
+    print(f"\nthrough the loader: {dict(found)}; memory {(memory('VmRSS') - before) / 1e6:+.0f} MB after the 50th of {ROUNDS_LOADER} rounds")
+    assert min(found[kind] for kind in ("error", "skipped", "no effect")) >= ROUNDS_LOADER // 30
+    assert memory("VmRSS") - before < GROWTH
+
+
+def test_pictures_damaged_before_their_sums_were_made_are_decoded_or_skipped(shards: Path, made_shards: Path, plain: dict[str, PlainLoader]) -> None:
+    """All other samples stay as they are, and whether one is skipped does not depend on the epoch in which it is met first."""
+    rng, found, pictures = np.random.default_rng(1), Counter[str](), plain["train"]
+    for number in range(ROUNDS_JPEG):
+        way, name = WAYS[number % 4], f"train-00000{rng.integers(6)}.tar"
+        hurt = {8 * int(name[6:12]) + int(row) for row in rng.choice(8, int(rng.integers(1, 4)), replace=False)}
+
+        def change(samples: list[tuple[str, bytes, int]], hurt: set[int] = hurt) -> None:
+            for row in sorted(sample % 8 for sample in hurt):
+                samples[row] = (samples[row][0], damage_jpeg(samples[row][1], rng), samples[row][2])
+
+        reseal(shards, name, change)
+        one = loader(shards, **way)
+        first = list(one)
+        skipped = {listed.id for listed in one.skipped}
+        assert skipped <= hurt
+        assert pictures.check(first, 0, skipped, way["out"], free=hurt) == 48
+        pictures.listed(one.skipped, one.shards, 0, skipped)
+        second = list(one)
+        assert pictures.check(second, 1, skipped, way["out"], free=hurt) == 48
+        for batch, again in zip(second, loader(shards, epoch=1, **way), strict=True):
+            assert batch.ids.tolist() == again.ids.tolist()
+            np.testing.assert_array_equal(batch.images.numpy(), again.images.numpy())
+        found.update("skipped" if sample in skipped else "decoded" for sample in hurt)
+        for file in (name, name.replace(".tar", ".idx"), "manifest.json", "pca.json"):
+            shutil.copy(made_shards / file, shards / file)
+    print(f"\nresealed pictures: {dict(found)}")
+    assert min(found["skipped"], found["decoded"]) >= ROUNDS_JPEG // 10
+
+
+def test_what_a_header_claims_is_not_allocated(shards: Path, plain: dict[str, PlainLoader]) -> None:
+    """A frame of 65,500 x 65,500 pixels has 13 GB of RGB; other sizes, colours and kinds of JPEG are no pictures of ours either."""
+    claims: list[Any] = [
+        (0, (65500).to_bytes(2, "big") * 2, "its JPEG header says 65500 x 65500 pixels in 3 colours, not 256 x 256 in 3"),
+        (0, (256).to_bytes(2, "big") + (65500).to_bytes(2, "big"), "says 65500 x 256 pixels"),
+        (0, bytes(4), "no JPEG header that can be read"),
+        (0, (255).to_bytes(2, "big") * 2, "says 255 x 255 pixels"),
+        (4, b"\x01", "no JPEG header that can be read"),  # the header is longer than one colour needs
+        (-1, b"\x0c", "cannot be decoded"),  # 12 bits
+    ]
+
+    def change(samples: list[tuple[str, bytes, int]]) -> None:
+        for row, (at, claim, _) in enumerate(claims):
+            key, jpeg, label = samples[row]
+            place = jpeg.index(b"\xff\xc0") + 5 + at
+            samples[row] = (key, jpeg[:place] + claim + jpeg[place + len(claim) :], label)
+
+    reseal(shards, "train-000002.tar", change)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    before = memory("VmRSS")
+    for way in WAYS[:4]:
+        one, bad = loader(shards, **way), {16 + row for row in range(len(claims))}
+        assert plain["train"].check(one, 0, bad, way["out"]) == 48
+        plain["train"].listed(one.skipped, one.shards, 0, bad)
+        for listed in one.skipped:
+            assert claims[listed.id - 16][2] in listed.reason or "baseline" in listed.reason
+    assert memory("VmHWM") - before < 300 << 20

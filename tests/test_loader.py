@@ -249,7 +249,8 @@ def test_a_picture_that_dali_cannot_decode_is_named(shards: Path) -> None:
     place = shards / "train-000003.tar"
     samples = [(train.place(i)[1], train.read(i)[0].tobytes(), train.read(i)[1]) for i in range(len(train)) if train.place(i)[0] == place]
     key, jpeg, label = samples[5]
-    samples[5] = (key, b"GIF89a" + jpeg[6:], label)
+    tables = jpeg.index(b"\xff\xc4") + 5
+    samples[5] = (key, jpeg[:tables] + b"\xff" * 16 + jpeg[tables + 16 :], label)
     written = write_shard(place, samples)
     manifest = shards / "manifest.json"
     old = next(s for s in train.manifest.splits["train"].shards if s.name == place.name)

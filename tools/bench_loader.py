@@ -83,11 +83,12 @@ def own_rows(plan: Plan, s: Setup) -> list[Row]:
         except InputError as error:
             plan.leave_out(kind.key, f"row {kind.key} is left out: {error}")
             continue
-        rows.append(_own_row(kind, s, -(-plan.images // s.batch)))
+        rows.append(own_row(kind, s, -(-plan.images // s.batch)))
     return rows
 
 
-def _own_row(kind: Kind, s: Setup, batches: int) -> Row:
+def own_row(kind: Kind, s: Setup, batches: int) -> Row:
+    """A row warmed up for passes of kind.times * batches: a cache holds what they need."""
     measure = partial(clocked, kind.begin(s), labels=s.labels)
     measure(batches * kind.times if kind.times > 1 else WARM_UP)
     return Row(kind.key, kind.section, kind.what, s.batch, s.threads if kind.threads else None, measure, kind.times)

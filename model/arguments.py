@@ -23,6 +23,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--devices", type=int, help="number of devices, one process each (default: all GPUs; 1 on the CPU)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, help="decoding threads a process (default: its share of the cores)")
+    parser.add_argument("--prefetch", type=int, default=2, help="batches decoded ahead (default: 2)")
     parser.add_argument("--run", type=Path, help="folder of the run (default: runs/RECIPE-DATE-TIME; with --resume the newest in runs/)")
     parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
     return parser.parse_args(arguments)

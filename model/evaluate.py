@@ -22,7 +22,7 @@ from model.alexnet import AlexNet
 from model.layout import Layout, choose
 from model.memory import keep_freed_memory
 from model.pictures import Source, validation_loader
-from model.recipe import Recipe, check_recipe
+from model.recipe import Recipe, change_recipe, check_recipe
 from model.stop import Stopped, StopRequest
 from pipeline import Batch, ImageLoader, InputError, atomic_file, one_line_errors
 
@@ -129,12 +129,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, help="pictures at a time (default: by the recipe)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--on-bad-sample", choices=("stop", "skip"), default="stop", help="a picture that cannot be used is not counted by skip")
+    parser.add_argument("--local", type=Path, help="of a URL: folder that shards are fetched into (default: ~/.cache/alexnet-shards)")
+    parser.add_argument("--local-gb", type=float, help="of a URL: most of that folder to use, 10^9 bytes (default: half of what is free)")
     given = parser.parse_args(arguments)
     with one_line_errors():
         _, _, device = choose(1, 1, given.device, 1)
         net, recipe, content = load_net(given.checkpoint)
         layout = Layout(device=torch.device(device))
-        source = Source(given.shards, os.cpu_count() or 1, given.on_bad_sample)
+        source = Source(given.shards, os.cpu_count() or 1, given.on_bad_sample, given.local, given.local_gb)
+        recipe = change_recipe(recipe, ["data.decoder=dali"])  # the same pixels, and no library that this machine may not have
         loader = validation_loader(source, recipe, layout, given.views, given.batch)
         if not len(loader.shards):
             raise InputError(f"{given.shards} has no validation pictures; make shards from a source that has some")

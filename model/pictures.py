@@ -18,7 +18,7 @@ class Source:
     """Shards, and how they are read; what one machine needs and another may not, and so is in no recipe.
 
     shards: folder or URL. threads: decoding threads of a rank. local, local_gb: of a URL, the folder that shards are fetched
-    into, and the most they may take of it (10^9 bytes).
+    into, and the most they may take of it (10^9 bytes). prefetch: batches decoded ahead.
     """
 
     shards: str
@@ -26,6 +26,7 @@ class Source:
     on_bad_sample: Literal["stop", "skip"] = "stop"
     local: Path | None = None
     local_gb: float | None = None
+    prefetch: int = 2
 
     def common(self, layout: Layout) -> dict[str, Any]:
         """What the loaders of both splits are told."""
@@ -36,6 +37,7 @@ class Source:
             "machine": layout.machine_group,
             "device": layout.device,
             "threads": self.threads,
+            "prefetch": self.prefetch,
             "on_bad_sample": self.on_bad_sample,
             "local": self.local,
             "local_gb": self.local_gb,
@@ -67,9 +69,14 @@ def train_loader(source: Source, recipe: Recipe, layout: Layout, epoch: int) -> 
         order_kind=d.order,
         window=d.window,
         decoder=d.decoder,
-        cache=CacheSettings(d.cache, d.cache_pixels, d.cache_limit_gb),
+        cache=CacheSettings(d.cache, d.cache_pixels, d.cache_limit_gb, _kept_free_gb(recipe, layout)),
         **source.common(layout),
     )
+
+
+def _kept_free_gb(recipe: Recipe, layout: Layout) -> float:
+    """Memory that a cache must leave to the net of each rank: 2 GB, and 80 MB a picture of its batch for what the layers keep."""
+    return 2.0 + 0.08 * recipe.train.batch / layout.data_count
 
 
 def validation_loader(source: Source, recipe: Recipe, layout: Layout, views: int, batch: int | None = None) -> ImageLoader:
@@ -92,9 +99,11 @@ def list_skipped(folder: Path, skipped: list[Skipped]) -> list[Skipped]:
     with open(folder / SKIPPED, "a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # ranks find the same picture in different epochs
         file.seek(0)
-        listed = {(line["split"], line["id"]) for line in map(json.loads, file)}
+        whole = file.read().splitlines(keepends=True)
+        torn = b"\n" if whole and not whole[-1].endswith(b"\n") else b""  # a rank was killed while it wrote
+        listed = {(line["split"], line["id"]) for line in map(json.loads, (text for text in whole if text.endswith(b"}\n")))}
         new = [one for one in skipped if (one.split, one.id) not in listed]
-        file.write(b"".join(json.dumps(asdict(one)).encode() + b"\n" for one in new))
+        file.write(torn + b"".join(json.dumps(asdict(one)).encode() + b"\n" for one in new))
         file.flush()
     return new
 
@@ -102,4 +111,4 @@ def list_skipped(folder: Path, skipped: list[Skipped]) -> list[Skipped]:
 def count_skipped(folder: Path) -> int:
     """Pictures listed in skipped.jsonl."""
     path = folder / SKIPPED
-    return len(path.read_bytes().splitlines()) if path.exists() else 0
+    return path.read_bytes().count(b"}\n") if path.exists() else 0

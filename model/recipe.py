@@ -97,12 +97,27 @@ def read_recipe(name: str, overrides: list[str]) -> Recipe:
     values = _parse(path.read_text("utf-8"), str(path))
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a table of keys; begin it with model:, data: or train:")
+    _override_all(values, overrides)
+    return check_recipe(values, str(path))
+
+
+# Keys that change no bit of a run, and may be set anew where it goes on: another machine has other memory and libraries.
+OF_THE_MACHINE = frozenset({"data.decoder", "data.cache", "data.cache_pixels", "data.cache_limit_gb"})
+
+
+def change_recipe(recipe: Recipe, overrides: list[str]) -> Recipe:
+    """A recipe with KEY=VALUE overrides. Raises InputError."""
+    values = recipe.model_dump(mode="json")
+    _override_all(values, overrides)
+    return check_recipe(values, "--set")
+
+
+def _override_all(values: dict[str, Any], overrides: list[str]) -> None:
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
             raise InputError(f"--set {override}: expected KEY=VALUE, such as train.rate=0.02")
         _override(values, key.strip(), _parse(text, f"--set {override}"))
-    return check_recipe(values, str(path))
 
 
 def check_recipe(values: dict[str, Any], where: str) -> Recipe:

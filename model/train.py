@@ -26,8 +26,8 @@ from model.evaluate import autocast, evaluate, write_predictions
 from model.launch import LOST_CONTACT, end_with_parent, launch, lost_contact, under_launcher
 from model.layout import Layout, check_batch, choose, join
 from model.memory import keep_freed_memory
-from model.pictures import Source, augmentation, count_skipped, list_skipped, validation_loader
-from model.recipe import Recipe, check_recipe, read_recipe
+from model.pictures import SKIPPED, Source, augmentation, count_skipped, list_skipped, validation_loader
+from model.recipe import OF_THE_MACHINE, Recipe, change_recipe, check_recipe, read_recipe
 from model.run import Run, Window, build_run, save_run
 from model.sgd import PaperSGD
 from model.stop import Stopped
@@ -133,10 +133,11 @@ def _log(run: Run, epoch: int) -> None:
 
 def _list_skipped(run: Run, loader: ImageLoader) -> None:
     """Say which pictures this rank had to skip, once, and list them in the run's folder."""
-    for one in list_skipped(run.folder, loader.skipped):
+    found = list(loader.skipped)  # the loader's thread adds to it meanwhile
+    for one in list_skipped(run.folder, found):
         place = f"{one.shard}: sample {one.key} at offset {one.offset}: {one.reason}"
-        print(f"skipped: {place}; {count_skipped(run.folder)} by now, listed in {run.folder / 'skipped.jsonl'}", file=sys.stderr, flush=True)
-    loader.skipped.clear()
+        print(f"skipped: {place}; {count_skipped(run.folder)} by now, listed in {run.folder / SKIPPED}", file=sys.stderr, flush=True)
+    del loader.skipped[: len(found)]
 
 
 def _refuse_not_finite(losses: list[float], first_step: int, epoch: int, rate: float) -> None:
@@ -212,8 +213,10 @@ def _choose_run(given: argparse.Namespace) -> tuple[Path, Recipe, dict[str, Any]
         if newest is None:
             raise InputError(f"{folder} has no checkpoint to go on from; start it without --resume")
         content = checkpoint.load(newest)
-        recipe = check_recipe(content["recipe"], str(newest))
-        if (given.recipe or given.set) and read_recipe(given.recipe or "alexnet", given.set) != recipe:
+        here = [word for word in given.set if word.partition("=")[0].strip() in OF_THE_MACHINE]
+        recipe = change_recipe(check_recipe(content["recipe"], str(newest)), here)
+        others = [word for word in given.set if word not in here]
+        if (given.recipe or others) and change_recipe(read_recipe(given.recipe or "alexnet", others), here) != recipe:
             raise InputError(f"{folder} goes on with its own recipe, and --recipe and --set ask for another; leave them out, or start another --run")
         return folder, recipe, content
     recipe = read_recipe(given.recipe or "alexnet", given.set)
@@ -232,7 +235,7 @@ def _run_rank(given: argparse.Namespace, layout: Layout) -> int:
     if layout.device.type == "cpu":
         torch.set_num_threads(cores)
     keep_freed_memory(layout.device)
-    source = Source(given.shards, given.threads or cores, given.on_bad_sample, given.local, given.local_gb)
+    source = Source(given.shards, given.threads or cores, given.on_bad_sample, given.local, given.local_gb, given.prefetch)
     run = build_run(folder, recipe, layout, source, resumed)
     run.metrics.say(
         f"{folder}: {layout.describe()}; {len(run.train.shards):,} training pictures, {run.net.num_classes} classes, batch {recipe.train.batch}"
@@ -255,8 +258,9 @@ def _train_as_launched(given: argparse.Namespace) -> int:
     if world % columns:
         raise InputError(f"{world} ranks cannot be paired as {columns} columns; use an even number, or --columns 1")
     end_with_parent()
-    if given.verify and os.environ.get("LOCAL_RANK") == "0":
-        _check_shards(given)
+    if given.verify:  # launch() below has done it before it started the ranks
+        check = f"python tools/check_shards.py --shards {given.shards}"
+        raise InputError(f"--verify under torchrun would keep the other ranks waiting past their patience; run first: {check}")
     layout = join(columns, device)
     try:
         code = _run_rank(given, layout)

@@ -28,11 +28,12 @@ NOT_CACHED = -1
 @dataclass(frozen=True)
 class CacheSettings:
     """where: see above. pixels: "rgb", 3 bytes a pixel, or "yuv420", the JPEG's own planes at half of it, for a longer cut.
-    limit_gb: 10^9 bytes at most, None for what is free less a tenth."""
+    limit_gb: 10^9 bytes at most, None for what is free. kept_free_gb: 10^9 bytes that are left to others, at least a tenth."""
 
     where: Where = "none"
     pixels: Pixels = "rgb"
     limit_gb: float | None = None
+    kept_free_gb: float = 2.0
 
 
 def picture_bytes(pixels: Pixels, size: int) -> int:
@@ -64,7 +65,7 @@ def room_for(settings: CacheSettings, pictures: int, size: int, device: torch.de
     """sharers: ranks that will each take as much of main memory. Raises InputError when not one picture fits."""
     on_gpu = settings.where == "device" and device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if on_gpu else free_memory() // sharers
-    free = int(free * (1 - KEPT_FREE))
+    free = max(0, free - max(int(free * KEPT_FREE), int(settings.kept_free_gb * 1e9)))
     if settings.limit_gb is not None:
         free = min(free, int(settings.limit_gb * 1e9))
     room = Room(pictures, picture_bytes(settings.pixels, size), free, f"{device}'s memory" if on_gpu else "main memory")
@@ -74,16 +75,33 @@ def room_for(settings: CacheSettings, pictures: int, size: int, device: torch.de
 
 
 def free_memory() -> int:
-    """Bytes of main memory that can still be had: of the system, and of the control group that we run in."""
+    """Bytes of main memory that can still be had: of the system, and of the control groups that we run in."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    for folder, most, used in (("", "memory.max", "memory.current"), ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes")):
-        place = Path("/sys/fs/cgroup") / folder
+    for folder, most, used in _control_groups():
         try:
-            free = min(free, int((place / most).read_text()) - int((place / used).read_text()))
-        except (OSError, ValueError):  # another version of control groups, or "max": no limit
+            files = sum(int(line.split()[1]) for line in (folder / "memory.stat").read_text().splitlines() if line.startswith(_FILES))
+            free = min(free, int((folder / most).read_text()) - int((folder / used).read_text()) + files)
+        except (OSError, ValueError):  # not this version of control groups, or "max": no limit
             continue
     return max(free, 0)
+
+
+_FILES = ("active_file ", "inactive_file ")  # pages of files that are counted as used, and are given back when they are asked for
+
+
+def _control_groups() -> list[tuple[Path, str, str]]:
+    """Folder of each memory control group of this process, to the root, with its files of limit and use."""
+    groups = []
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root = Path("/sys/fs/cgroup") / ("memory" if controllers else "")
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        place = Path(path.lstrip("/"))
+        groups += [(root / folder, *names) for folder in (place, *place.parents)]
+    return groups
 
 
 class Cache:

@@ -41,7 +41,8 @@ def plan_cache(
     if settings.where == "none":
         return CachePlan(share, group, None, [])
     if settings.where == "host":
-        room = _smallest(room_for(settings, pictures, size, device), machine)
+        alone = machine is None  # every rank then has a cache of its own
+        room = _smallest(room_for(settings, pictures, size, device, world if alone else 1), machine)
         return CachePlan(share, group, host_cache(room, machine), [str(room)])
     ranks = machine or group
     room = _smallest(room_for(settings, pictures, size, device, ranks.size() if ranks is not None else 1), ranks)

@@ -20,7 +20,7 @@ def check_folder(shards: str | Path, local: Path | None = None, local_gb: float 
     read_colour_stats(folder, digest, manifest.settings.size)
     for split in manifest.splits:
         ShardSet(shards, split, local, local_gb)
-    if verify is not None and remote is None:  # what is fetched is verified as it comes
-        verify_folder(folder, progress=verify)
+    if verify is not None:
+        verify_folder(folder, progress=verify, only_there=remote is not None)  # what is fetched later is verified as it comes
     if remote is not None:
         remote.close()

@@ -95,6 +95,8 @@ class PlanesPictures:
         self._under_way: deque[tuple[np.ndarray, list[Future[dict[int, str]]]]] = deque()
 
     def schedule(self, part: Part) -> None:
+        if not part.jpegs:
+            return
         out = self._buffers.take((len(part.jpegs), picture_bytes("yuv420", self._size)), np.uint8)
         stretches = [range(len(out))[n :: self._count] for n in range(self._count)]
         self._under_way.append((out, [self._threads.submit(self._decode, part.jpegs, out, rows) for rows in stretches]))
@@ -111,13 +113,15 @@ class PlanesPictures:
 
     def take(self, part: Part) -> torch.Tensor | None:
         """(missing rows, bytes) uint8 planes on the device; None if nothing is missing. Raises BadSample."""
+        if not part.jpegs:
+            return None
         out, futures = self._under_way.popleft()
         faults = {row: reason for future in futures for row, reason in future.result().items()}
         while faults:
             self._feed.replace(part, faults)
             faults = self._decode(part.jpegs, out, list(faults))
         self._feed.settle(part)
-        return torch.from_numpy(out).to(self._device) if len(out) else None
+        return torch.from_numpy(out).to(self._device)
 
     def drain(self) -> None:
         while self._under_way:

@@ -21,14 +21,17 @@ class InputError(ValueError):
 
 
 class BadSample(InputError):
-    """One sample that cannot be used: its shard, key, byte offset of its picture in the shard, and why."""
+    """One sample that cannot be used: its shard, key, byte offset of its picture in the shard, and why.
 
-    def __init__(self, shard: Path, key: str, offset: int, reason: str, remedy: str = "copy or make this shard again") -> None:
+    passing: the system could not read it, and may be able to in a moment.
+    """
+
+    def __init__(self, shard: Path, key: str, offset: int, reason: str, remedy: str = "copy or make this shard again", passing: bool = False) -> None:
         super().__init__(f"{shard}: sample {key} at offset {offset}: {reason}; {remedy}")
-        self.shard, self.key, self.offset, self.reason, self._remedy = shard, key, offset, reason, remedy
+        self.shard, self.key, self.offset, self.reason, self._remedy, self.passing = shard, key, offset, reason, remedy, passing
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return BadSample, (self.shard, self.key, self.offset, self.reason, self._remedy)  # worker processes hand it to their parent
+        return BadSample, (self.shard, self.key, self.offset, self.reason, self._remedy, self.passing)  # worker processes hand it to their parent
 
 
 @contextmanager

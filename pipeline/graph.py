@@ -51,7 +51,9 @@ class Decoder:
         self._under_way = 0
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         device_id: Any = None if device.type == "cpu" else device.index or 0
-        graph = pipeline_def(batch_size=batch, num_threads=threads, device_id=device_id, prefetch_queue_depth=prefetch, set_affinity=pinned)(_graph)
+        graph = pipeline_def(
+            batch_size=batch, num_threads=threads, device_id=device_id, prefetch_queue_depth=prefetch, set_affinity=pinned, exec_dynamic=True
+        )(_graph)
         self._pipe = graph(out, augmentation, mean_image, device.type)
         self._pipe.build()
         self._warm_up(len(mean_image), prefetch)

@@ -33,7 +33,7 @@ from pipeline.pixels import CpuPixels, Out
 from pipeline.pixels_gpu import GpuPixels
 from pipeline.producer import Producer, Ready
 from pipeline.samples import OnBadSample, Samples, Skipped
-from pipeline.settings import DecoderName, Views, check_settings, decoded_as
+from pipeline.settings import DecoderName, Views, check_choices, check_settings, decoded_as
 from pipeline.shards import ShardSet
 from pipeline.times import StageTimes
 from pipeline.turbojpeg_planes import check_planes
@@ -67,11 +67,12 @@ class ImageLoader:
     many decodes; rank r takes the r-th of `world` equal parts of each batch. group: ranks that all need the same images (the
     two columns of the net) as a torch.distributed group of neighbouring ranks: each decodes its own part, and they exchange
     uint8 windows, so no image is decoded twice; every rank of it gets the parts of all. machine: group of the ranks of this
-    machine, neighbouring too, which share a cache. device: "cpu" or "cuda[:k]". threads: decoding threads. prefetch: batches
-    decoded ahead. out: see Batch. order_kind: "global", any sample anywhere, or "windowed": whole shards read one behind the
-    other, their samples mixed among `window` shards (order.windowed_order). decoder: "dali", or "turbojpeg", which keeps the JPEG's
-    YUV planes until the window is cut, on the CPU's cores: the same pixels, less work. cache: of decoded pictures (cache.CacheSettings).
-    on_bad_sample: "stop" with an error that names it, or "skip" (samples.Samples); `skipped` lists them.
+    machine, neighbouring too, which share a cache; with a cache all of them must make their loaders at the same time.
+    device: "cpu" or "cuda[:k]". threads: decoding threads. prefetch: batches decoded ahead. out: see Batch. order_kind:
+    "global", any sample anywhere, or "windowed": whole shards read one behind the other, their samples mixed among `window`
+    shards (order.windowed_order). decoder: "dali", or "turbojpeg", which keeps the JPEG's YUV planes until the window is cut,
+    on the CPU's cores: the same pixels, less work. cache: of decoded pictures (cache.CacheSettings). on_bad_sample: "stop"
+    with an error that names it, or "skip" (samples.Samples); `skipped` lists them.
 
     Raises InputError for shards that cannot be trusted, and for a batch that does not divide over the ranks.
     """
@@ -107,12 +108,15 @@ class ImageLoader:
         if crop is not None:
             augmentation = replace(augmentation, crop=crop)
         self.device = torch.device(device)
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise InputError(f'device "{device}", but torch sees no GPU here; use device="cpu"')
+        if self.device.type == "cuda":
+            if not torch.cuda.is_available():
+                raise InputError(f'device "{device}", but torch sees no GPU here; use device="cpu"')
+            self.device = torch.device("cuda", torch.cuda.current_device() if self.device.index is None else self.device.index)
         self.shards = ShardSet(shards, split, local, local_gb)
         self._size = self.shards.manifest.settings.size
         self._stats = read_colour_stats(self.shards.folder, self.shards.digest, self._size)
         check_settings(self.shards, batch, augmentation.crop, self._size, views, world, out)
+        check_choices(order_kind=order_kind, out=out, decoder=decoder, window=window, prefetch=prefetch, threads=threads)
         self.augmentation = augmentation if views == "train" else augmentation.plain()
         self.batch, self.views, self.seed, self.epoch, self.position = batch, views, seed, epoch, 0
         self.rank, self.world, self.out = rank, world, out
@@ -123,6 +127,8 @@ class ImageLoader:
         plan = plan_cache(cache or CacheSettings(), len(self.shards), self._size, self.device, rank, world, group, machine)
         self.notes += plan.notes
         self._share, self._group, self._cache = plan.share, plan.group, plan.cache
+        if cache is not None and cache.where != "none" and cache.pixels == "yuv420" and decoder == "dali":
+            self.notes.append("cache: YUV planes are decoded by TurboJPEG, since DALI gives none; the pixels are the same")
         self._decoder = decoded_as(decoder, cache, plan.cache is not None)
         self.times = StageTimes()
         self._samples = Samples(self.shards, on_bad_sample, replace=views == "train")
@@ -174,6 +180,7 @@ class ImageLoader:
         assert augmentation.crop == self.augmentation.crop, "the crop of a loader is fixed"
         assert not self._iterating, "finish or drop the iterator first"
         self.augmentation = augmentation
+        del self._producer  # its decoder's memory goes before another's is taken
         self._build()
 
     @property
@@ -230,9 +237,6 @@ class ImageLoader:
                 yield batch
             self.epoch, self.position = self.epoch + 1, 0
         finally:
-            for _, left in crossing:  # every rank of the group has begun it, so it ends
-                if left is not None:
-                    left.wait()
             stop.set()
             while producer.is_alive():  # it may wait for room in the queue
                 try:
@@ -241,6 +245,9 @@ class ImageLoader:
                     continue
             producer.join()
             self._iterating = False
+            for _, left in crossing:  # every rank of the group has begun it, so it ends
+                if left is not None:
+                    left.wait()
 
     def _cross(self, ready: Ready) -> Exchange | None:
         """Begin to exchange a part with the ranks of the group; without a group there is nothing to exchange."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,6 +21,8 @@ class Passes:
     permuted: bool
     kind: Order = "global"
     window: int = 16
+    _ahead: dict[int, Future[np.ndarray]] = field(default_factory=dict, repr=False)
+    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "order"), repr=False)
 
     @property
     def name(self) -> str:
@@ -27,7 +30,14 @@ class Passes:
         return self.kind if self.kind == "global" else f"windowed over {self.window} shards"
 
     def ids(self, epoch: int) -> np.ndarray:
-        """Sample id at every position of an epoch."""
+        """Sample id at every position of an epoch; that of the next is computed meanwhile, half a second for ImageNet."""
+        ready = self._ahead.pop(epoch, None)
+        found = ready.result() if ready is not None else self._ids(epoch)
+        self._ahead.clear()
+        self._ahead[epoch + 1] = self._thread.submit(self._ids, epoch + 1)
+        return found
+
+    def _ids(self, epoch: int) -> np.ndarray:
         if not self.permuted:
             return np.arange(len(self.shards))
         if self.kind == "global":
@@ -40,7 +50,9 @@ class Passes:
             return None
         shard_of = np.searchsorted(self.shards.first, ids, side="right") - 1
         window = 1 if not self.permuted else self.window if self.kind == "windowed" else len(self.shards.shards)
-        return Staging(visits(ids, position, shard_of), window, self.shards.bring, self.shards.leave)
+        shards = max(len(self.shards.shards), 1)
+        gap = max(len(ids) * (shards - window) // shards // 2, 1) if window < shards else len(ids)  # half of what lies between two visits
+        return Staging(visits(ids, position, shard_of, gap), window, self.shards.bring, self.shards.leave)
 
     def notes(self) -> list[str]:
         """What the user should know before the first step."""

@@ -91,7 +91,7 @@ class Producer:
         return torch.empty((0, crop * crop * 3), dtype=torch.uint8, device=self.device)
 
     def _ready(self, part: Part) -> Ready:
-        if not len(part.ids):  # of a last batch that is shorter than the ranks are many
+        if not len(part.ids):  # of a short last batch, or of one whose pictures all are in other ranks' caches
             return Ready(part, self._nothing())
         with torch.cuda.stream(self.stream) if self.stream is not None else nullcontext():
             with self.times("decode"):

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
+
+
+def _forget_stale_kernels() -> None:
+    """Numba keeps compiled kernels on disk, and watches only the file of each; those of other files have the rows of this one in them."""
+    folder = Path(__file__).parent / "__pycache__"
+    stamp, digest = folder / "rows.sha256", hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    with suppress(OSError):  # a folder that cannot be written to holds no kernels either
+        if not stamp.exists() or stamp.read_text() != digest:
+            for kernel in folder.glob("*.nb[ci]"):
+                kernel.unlink(missing_ok=True)
+            stamp.write_text(digest)
+
+
+_forget_stale_kernels()
 
 PIXELS = 16  # mirrored at once: 48 bytes, one shuffle of the processor
 

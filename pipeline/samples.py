@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,7 @@ from pipeline.shards import ShardSet
 
 OnBadSample = Literal["stop", "skip"]
 MOST_IN_A_ROW = 100  # bad samples skipped for one; more is no bad sample, but a bad disk or a bad set
+PAUSES = (0.1, 1.0)  # seconds before a read that the system could not do is tried again
 NOT_COUNTED = -1  # label of a sample of a validation that cannot be used
 
 
@@ -71,7 +73,7 @@ class Samples:
             if sample in self._bad:
                 continue
             try:
-                jpeg, label = self.shards.read(sample)
+                jpeg, label = self._patiently(sample)
             except BadSample as error:
                 self._note(sample, error)
                 continue
@@ -80,6 +82,17 @@ class Samples:
             f"{self._bad[wanted]}; neither it nor the {min(MOST_IN_A_ROW, len(self._order)) - 1} samples that come after it in epoch "
             f"{self._epoch + 1} can be used: this is no bad sample, but a bad disk or a bad set of shards"
         )
+
+    def _patiently(self, sample: int) -> tuple[np.ndarray, int]:
+        """Read, and again after a pause where the system could not: a network file system's hiccup is no bad sample."""
+        for pause in PAUSES:
+            try:
+                return self.shards.read(sample)
+            except BadSample as error:
+                if not error.passing:
+                    raise
+                time.sleep(pause)
+        return self.shards.read(sample)
 
     def settle(self, position: int, used: int) -> None:
         """The picture of sample `used` was decoded for a position: list the position's own sample if it is another. Not earlier,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pipeline.cache import CacheSettings
 from pipeline.errors import InputError
+from pipeline.order import Order
 from pipeline.pixels import Decoded, Out
 from pipeline.shards import ShardSet
 
@@ -22,7 +23,19 @@ def decoded_as(decoder: DecoderName, cache: CacheSettings | None, cached: bool) 
     return cache.pixels
 
 
+def check_choices(order_kind: str, out: str, decoder: str, window: int, prefetch: int, threads: int | None) -> None:
+    """Words that must be among a few, and numbers that must be at least 1. Raises InputError."""
+    words = {"order_kind": (order_kind, Order), "out": (out, Out), "decoder": (decoder, DecoderName)}
+    for name, (word, allowed) in words.items():
+        if word not in get_args(allowed):
+            raise InputError(f"{name} must be one of {', '.join(get_args(allowed))}, not {word!r}")
+    for name, number in (("window", window), ("prefetch", prefetch), ("threads", threads)):
+        if number is not None and number < 1:
+            raise InputError(f"{name} must be at least 1, not {number}")
+
+
 def check_settings(shards: ShardSet, batch: int, crop: int, size: int, views: Views, world: int, out: Out) -> None:
+    """Sizes that must fit each other. Raises InputError."""
     if crop > size:
         raise InputError(f"a {crop} crop does not fit the {size} pixels of {shards.folder}; use a smaller input or shards of a larger --size")
     if batch < world:

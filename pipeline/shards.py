@@ -6,6 +6,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ class ShardSet:
             why = f"its label is {label}, but the manifest has {len(self.manifest.classes)} classes"
             raise BadSample(path, index.keys[row], int(index.jpeg_offset[row]), why)
         fault = size_fault(jpeg, self.manifest.settings.size)  # before a decoder allocates what the picture's header asks for
-        if jpeg[-2:].tobytes() != END_OF_IMAGE:  # a decoder would find that only in some windows of the picture
+        if fault is None and jpeg[-2:].tobytes() != END_OF_IMAGE:  # a decoder would find that only in some windows of the picture
             fault = "it is cut short: it does not end as a JPEG does"
         if fault:
             raise BadSample(path, index.keys[row], int(index.jpeg_offset[row]), fault)
@@ -85,7 +86,7 @@ class ShardSet:
         if self._remote is not None:
             self._fetch(shard, stop)
             return
-        with open(self._paths[shard], "rb", buffering=0) as file:
+        with suppress(OSError), open(self._paths[shard], "rb", buffering=0) as file:  # reading a sample will name it
             while not stop.is_set() and file.read(BLOCK):
                 pass
 
@@ -114,7 +115,11 @@ class ShardSet:
             self._close(*self._open.popitem(last=False))
         if self._remote is not None:
             self._fetch(shard)  # held as long as it is open: a removed file would keep its place on the disk
-        self._open[shard] = os.open(self._paths[shard], os.O_RDONLY)
+        try:
+            self._open[shard] = os.open(self._paths[shard], os.O_RDONLY)
+        except OSError as error:
+            remedy = "it was there when the run began; put it back, then go on with --resume"
+            raise InputError(f"{self._paths[shard]} cannot be opened: {error.strerror}; {remedy}") from None
         return self._open[shard]
 
     def _close(self, shard: int, descriptor: int) -> None:

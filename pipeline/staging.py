@@ -21,16 +21,17 @@ class Visit:
     shard: int
 
 
-def visits(ids: np.ndarray, start: int, shard_of: np.ndarray) -> list[Visit]:
+def visits(ids: np.ndarray, start: int, shard_of: np.ndarray, gap: int) -> list[Visit]:
     """The visits of an epoch from position `start` on, by first position. shard_of: (positions,) shard of every position.
 
-    A shard that reaches over the end of the windowed order's circle has two, one at each end of the epoch.
+    A shard that reaches over the end of the windowed order's circle has two, one at each end of the epoch: a visit ends where
+    more than `gap` positions pass without a sample of the shard.
     """
     positions, rest = np.arange(start, len(ids)), shard_of[start:]
     by_shard = np.argsort(rest, kind="stable")
     shards, at = rest[by_shard], positions[by_shard]
     new = np.ones(len(at), bool)
-    new[1:] = (shards[1:] != shards[:-1]) | (at[1:] - at[:-1] > len(ids) // 2)
+    new[1:] = (shards[1:] != shards[:-1]) | (at[1:] - at[:-1] > gap)
     begins = np.flatnonzero(new)
     lasts = at[np.append(begins[1:], len(at)) - 1] if len(at) else at
     found = [Visit(int(first), int(last), int(shard)) for first, last, shard in zip(at[begins], lasts, shards[begins], strict=True)]

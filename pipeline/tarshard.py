@@ -142,7 +142,7 @@ def read_sample(descriptor: int, path: Path, index: Index, row: int) -> tuple[np
     try:
         buffer = os.pread(descriptor, end, start)
     except OSError as error:
-        raise BadSample(path, key, offset, f"{error.strerror}", "check the disk") from None
+        raise BadSample(path, key, offset, f"{error.strerror}", "check the disk", passing=True) from None
     if len(buffer) < end:
         raise BadSample(path, key, offset, f"the tar ends at {os.fstat(descriptor).st_size}")
     jpeg, label = memoryview(buffer)[BLOCK:jpeg_end], buffer[label_at:end]

@@ -35,24 +35,30 @@ def _silent(count: int) -> None:
     """No progress shown."""
 
 
-def verify_folder(folder: str | Path, split: str | None = None, workers: int | None = None, progress: Progress = _silent) -> None:
+def verify_folder(
+    folder: str | Path, split: str | None = None, workers: int | None = None, progress: Progress = _silent, only_there: bool = False
+) -> None:
     """Read every byte of a split's shards, or of all splits', and compare with the manifest. workers: threads, one a core unless given.
+
+    only_there: shards that are not there are no fault; the folder holds what was fetched of a set elsewhere.
 
     Raises InputError with the first fault and how many other shards have one.
     """
-    faults = check_folder_contents(Path(folder), workers or len(os.sched_getaffinity(0)), progress, split)
+    faults = check_folder_contents(Path(folder), workers or len(os.sched_getaffinity(0)), progress, split, only_there)
     if faults:
         others = f"; {len(faults) - 1} more with faults: python tools/check_shards.py --shards {folder}" if len(faults) > 1 else ""
         raise InputError(faults[0] + others)
 
 
-def check_folder_contents(folder: Path, workers: int, progress: Progress = _silent, split: str | None = None) -> list[str]:
+def check_folder_contents(folder: Path, workers: int, progress: Progress = _silent, split: str | None = None, only_there: bool = False) -> list[str]:
     """One line for each shard with a fault, in the manifest's order; of one split, or of all. workers: threads.
 
     Raises InputError when the manifest cannot be used.
     """
     manifest, _ = read_manifest(folder)
     shards = [shard for name, part in manifest.splits.items() if split in (None, name) for shard in part.shards]
+    if only_there:
+        shards = [shard for shard in shards if (folder / shard.name).exists()]
     return [fault for fault in check_shards(folder, shards, workers, progress) if fault is not None]
 
 

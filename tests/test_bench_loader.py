@@ -28,7 +28,7 @@ from tools.bench_dali import PREFETCH, Drawn, Form, bare_picture, built, encoded
 from tools.bench_gpu import Differences, compare_pixels
 from tools.bench_kinds import CACHED, FED, dali_kinds, our_kinds, room, share_kinds
 from tools.bench_loader import main, own_row
-from tools.bench_results import RATES, Goal, ratios, table
+from tools.bench_results import GOALS, GPU_GOALS, RATES, Goal, ratios, table
 from tools.bench_rows import SEED, Given, Setup, ahead, clocked, decoded_by_share, loaded, schedule
 from tools.peer_samples import Samples
 
@@ -240,10 +240,8 @@ def test_ratios_are_of_medians_in_the_same_setting() -> None:
 
 
 def test_every_goal_is_of_rows_that_there_are() -> None:
-    from tools.bench_results import GOALS
-
     known = {*(kind.key for kind in (*our_kinds(CPU), *dali_kinds(CPU))), *bench_peers.PEERS, None}
-    for goal in GOALS:
+    for goal in (*GOALS, *GPU_GOALS):
         assert {goal.row, goal.of} <= known, goal
 
 
@@ -253,6 +251,8 @@ def test_pixels_under_load(made_shards: Path, monkeypatch: pytest.MonkeyPatch) -
     found = compare_pixels(setting(made_shards), 0.5, batches=5)
     assert found["pixels"] == 5 * BATCH * 256 * 256
     assert found["from_the_cpu"] == found["from_itself_at_rest"] == {"differ": 0, "largest": 0}
+    said = table({"rows": [], "ratios": [], "pixels_under_load": [found]})
+    assert said.endswith("of 5,242,880 pixels 0 differ from the CPU's (by 0 at most), 0 from its own at rest (by 0)")
     counted, pictures = Differences(CPU), torch.zeros((2, 4, 4, 3), dtype=torch.uint8)
     other = pictures.clone()
     other[0, 1, 2] = torch.tensor([0, 7, 255])

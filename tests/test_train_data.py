@@ -127,3 +127,14 @@ def test_shards_at_a_url_train_the_same_net(finished: Path, url: str, tmp_path: 
     assert losses(run) == pytest.approx(losses(finished), rel=1e-3)
     assert len(list(local.rglob("train-*.tar"))) == 6
     assert not list(local.rglob("*.tmp"))
+
+
+def test_a_run_goes_on_with_what_its_new_machine_has(finished: Path, made_shards: Path, tmp_path: Path) -> None:
+    """Caches and decoders change no bit, so they may be set anew; what is the run's own may not."""
+    run = tmp_path / "run"
+    short = train(made_shards, run, "--set", "data.cache=host", *FIXED, "--set", "train.drop_epochs=[1]", epochs=1)
+    assert short.returncode == 0, short.stderr
+    one_line(train(made_shards, run, "--resume", "--set", "data.window=3", recipe=False), "goes on with its own recipe")
+    again = train(made_shards, run, "--resume", "--set", "data.cache=none", "--set", "data.decoder=turbojpeg", recipe=False)
+    assert again.returncode == 0, again.stderr
+    assert "cache:" not in again.stdout

@@ -85,9 +85,10 @@ GOALS = (
     Goal("ours-cached-yuv-float32", "ours-float32", 10),
     Goal("ours-feed-dali", None, 60_000),
 )
+GPU_GOALS = (Goal("ours-float32", None, 45_000), Goal("ours-cached-float32", None, 100_000))
 
 
-def ratios(rows: list[dict[str, Any]], goals: tuple[Goal, ...] = GOALS) -> list[dict[str, Any]]:
+def ratios(rows: list[dict[str, Any]], goals: tuple[Goal, ...]) -> list[dict[str, Any]]:
     """Of medians, wall and CPU, in each setting that has both rows; rows: summaries."""
     found = []
     for goal in goals:
@@ -122,15 +123,15 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Rows of each setting by section, then ratios."""
-    lines = []
+    """Rows of each setting by section, then pixels where they were compared, then ratios."""
+    lines = list[str]()
     for batch, threads in sorted({_setting(row) for row in result["rows"]}):
         rows = [row for row in result["rows"] if _setting(row) == (batch, threads)]
         name = f"batch {batch}, threads {threads}" if threads else f"batch {batch}, one thread"
         lines.append(f"{name:<36}{'images/s':>10}{'min':>9}{'max':>9}{'images/CPU-s':>14}{'min':>9}{'max':>9}")
         for section in dict.fromkeys(row["section"] for row in rows):
             lines += [f"  {section}", *(_line(row) for row in rows if row["section"] == section)]
-    return "\n".join([*lines, *_ratio_lines(result["ratios"])])
+    return "\n".join([*lines, *map(_pixel_line, result.get("pixels_under_load", [])), *_ratio_lines(result["ratios"])])
 
 
 def _setting(row: dict[str, Any]) -> tuple[int, int]:
@@ -141,6 +142,14 @@ def _line(row: dict[str, Any]) -> str:
     wall, cpu = (row[rate] for rate in RATES)
     rates = f"{wall['median']:>10,.0f}{wall['min']:>9,.0f}{wall['max']:>9,.0f}{cpu['median']:>14,.0f}{cpu['min']:>9,.0f}{cpu['max']:>9,.0f}"
     return f"    {row['row']:<32}{rates}"
+
+
+def _pixel_line(found: dict[str, Any]) -> str:
+    cpu, rest = found["from_the_cpu"], found["from_itself_at_rest"]
+    return (
+        f"decoded under load, hw_decoder_load {found['hw_decoder_load']:g}: of {found['pixels']:,} pixels {cpu['differ']:,} differ from the CPU's "
+        f"(by {cpu['largest']} at most), {rest['differ']:,} from its own at rest (by {rest['largest']})"
+    )
 
 
 def _ratio_lines(found: list[dict[str, Any]]) -> list[str]:

@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(DALI)
 
-.PHONY: install demo test soak bench-loader clean
+.PHONY: install demo test soak peers bench-loader bench-decode bench-memory clean
 
 install: $(INSTALLED)
 
@@ -31,8 +31,24 @@ test: $(INSTALLED)
 soak: $(INSTALLED)
 	SOAK=1 $(BIN)/python -m pytest tests/test_fuzz.py tests/test_make_shards.py tests/test_train.py
 
-bench-loader: $(INSTALLED)
-	$(BIN)/python tools/bench_loader.py --shards demo/shards
+# PICTURES: a tar or folder of real JPEGs; ImageNet's own, or any others.
+BENCH ?= bench
+$(BENCH)/shards/pca.json: | $(INSTALLED)
+	$(BIN)/python tools/bench_data.py --pictures $(or $(PICTURES),$(error give PICTURES=, a tar or folder of real JPEGs)) --out $(BENCH)
+
+# The other loaders, in an environment of their own; see constraints-peers.txt for what Debian has to bring first.
+peers:
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet -c constraints-peers.txt torch torchvision webdataset pillow ffcv spdl litdata mosaicml-streaming
+
+bench-loader: $(INSTALLED) $(BENCH)/shards/pca.json
+	$(BIN)/python tools/bench_loader.py --shards $(BENCH)/shards --work $(BENCH)/peers
+
+bench-decode: $(INSTALLED) $(BENCH)/shards/pca.json
+	$(BIN)/python tools/bench_decode.py --pictures $(BENCH)/pictures
+
+bench-memory: $(INSTALLED) $(BENCH)/shards/pca.json
+	$(BIN)/python tools/bench_memory.py --shards $(BENCH)/shards
 
 clean:
 	rm -rf $(VENV) demo

@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from model.memory import keep_freed_memory
 from model.pictures import Source, validation_loader
 from model.recipe import Recipe, change_recipe, check_recipe
 from model.stop import Stopped, StopRequest
-from pipeline import Batch, ImageLoader, InputError, atomic_file, one_line_errors
+from pipeline import Batch, ImageLoader, InputError, LoadingGivenUp, atomic_file, one_line_errors
 
 FIGURE_4 = 8  # pictures whose five best labels are kept
 
@@ -64,7 +65,7 @@ def evaluate(net: torch.nn.Module, loader: ImageLoader, layout: Layout, stop: St
     counts = torch.zeros(3, dtype=torch.int64, device=layout.device)  # images, wrong top-1, wrong top-5
     result = Result()
     shown = layout.first and sys.stderr.isatty()
-    for batch in tqdm(loader, "validation", len(loader), leave=False, unit=" batches", disable=not shown):
+    for batch in tqdm(_until_given_up(loader, stop), "validation", len(loader), leave=False, unit=" batches", disable=not shown):
         number = stop.now() if stop is not None else 0
         if number:
             raise Stopped(number)
@@ -82,6 +83,14 @@ def evaluate(net: torch.nn.Module, loader: ImageLoader, layout: Layout, stop: St
         raise InputError(f"no validation picture of {loader.shards.folder} can be used; check them: python tools/check_shards.py")
     net.train()
     return result
+
+
+def _until_given_up(loader: ImageLoader, stop: StopRequest | None) -> Iterator[Batch]:
+    """The loader's batches. Raises Stopped where the wait for one was given up."""
+    try:
+        yield from loader
+    except LoadingGivenUp:
+        raise Stopped(stop.noted() if stop is not None else 0) from None
 
 
 def _probabilities(net: torch.nn.Module, images: torch.Tensor, layout: Layout) -> torch.Tensor:

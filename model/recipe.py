@@ -37,7 +37,7 @@ class Data(BaseModel):
     decoder: Literal["dali", "turbojpeg"] = "dali"
     cache: Literal["none", "host", "device"] = "none"
     cache_pixels: Literal["rgb", "yuv420"] = "rgb"
-    cache_limit_gb: float | None = Field(default=None, gt=0)
+    cache_limit_gb: float | None = Field(default=None, gt=0, lt=1e9)
 
 
 class Training(BaseModel):

@@ -139,6 +139,10 @@ def build_run(folder: Path, recipe: Recipe, layout: Layout, source: Source, resu
                 parameter.copy_(own_part(net, name, resumed["model"][name]))
                 optimiser.velocity(parameter).copy_(own_part(net, name, resumed["velocity"][name]))
     model = DistributedDataParallel(net, process_group=layout.data_group) if layout.data_group is not None else net
+    val, stop = validation_loader(source, recipe, layout, 1) if has_val else None, StopRequest(layout.control_group)
+    if layout.world == 1:  # more ranks agree on the step that they stop after, and so must wait for its batch
+        for one in (loader, val) if val is not None else (loader,):
+            one.given_up = stop.noted
     return Run(
         folder=folder,
         recipe=recipe,
@@ -148,9 +152,9 @@ def build_run(folder: Path, recipe: Recipe, layout: Layout, source: Source, resu
         optimiser=optimiser,
         schedule=schedule,
         train=loader,
-        val=validation_loader(source, recipe, layout, 1) if has_val else None,
+        val=val,
         metrics=Metrics(folder if layout.first else None, resume_at),
-        stop=StopRequest(layout.control_group),
+        stop=stop,
         source=source,
         step=resumed["step"] if resumed else 0,
         unvalidated=resumed["unvalidated"] if resumed else False,

@@ -32,6 +32,10 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
 
+    def noted(self) -> int:
+        """The signal that this rank has received; 0 for none."""
+        return self._signal
+
     def begin(self) -> None:
         self._word.fill_(self._signal)
         if self._group is not None:

@@ -25,16 +25,14 @@ from model.arguments import read_arguments
 from model.evaluate import autocast, evaluate, write_predictions
 from model.launch import LOST_CONTACT, end_with_parent, launch, lost_contact, under_launcher
 from model.layout import Layout, check_batch, choose, join
+from model.loss import refuse_not_finite, stuck_warning
 from model.memory import keep_freed_memory
 from model.pictures import SKIPPED, Source, augmentation, count_skipped, list_skipped, validation_loader
 from model.recipe import OF_THE_MACHINE, Recipe, change_recipe, check_recipe, read_recipe
 from model.run import Run, Window, build_run, save_run
 from model.sgd import PaperSGD
 from model.stop import Stopped
-from pipeline import STAGES, Batch, ImageLoader, InputError, check_folder, one_line_errors
-
-PATIENCE = 5  # epochs at chance before a run with small biases is warned
-STUCK = 0.02  # nats: an epoch's mean loss this near to ln(classes) has learned nothing
+from pipeline import STAGES, Batch, ImageLoader, InputError, LoadingGivenUp, check_folder, line_of_place, one_line_errors
 
 
 def train_step(model: torch.nn.Module, optimiser: PaperSGD, images: torch.Tensor, labels: torch.Tensor, masks: MaskDraw) -> torch.Tensor:
@@ -55,7 +53,11 @@ def train(run: Run) -> int:
         while not run.schedule.finished(run.train.epoch):
             _enter_epoch(run)
             _train_epoch(run)
-            _warn_if_stuck(run)
+            window = run.window
+            mean = window.epoch_loss / window.epoch_steps if window.epoch_steps else math.inf
+            warning = stuck_warning(mean, run.train.epoch, run.net.num_classes, run.recipe)
+            if warning:
+                run.metrics.say(warning)
             run.unvalidated = run.val is not None
             save_run(run, best=False)  # before the validation, which may be ended by what it likes
             _validate(run)
@@ -85,7 +87,11 @@ def _train_epoch(run: Run) -> None:
     batches = iter(run.metrics.bar(run.train, whole, whole - left, f"epoch {epoch + 1}"))
     for number in range(left):
         asked = time.perf_counter()
-        batch = next(batches)
+        try:
+            batch = next(batches)
+        except LoadingGivenUp:  # only one rank alone gives up: more of them agree on a step
+            save_run(run, best=False)
+            raise Stopped(run.stop.noted()) from None
         run.window.waited += time.perf_counter() - asked
         run.stop.begin()
         _one_step(run, batch)
@@ -114,7 +120,7 @@ def _log(run: Run, epoch: int) -> None:
         dist.all_reduce(losses, group=run.layout.data_group)
     values = (losses / run.layout.data_count).tolist()
     rate = run.schedule.rates(epoch)["weight"]
-    _refuse_not_finite(values, run.step - count, epoch, rate)
+    refuse_not_finite(values, run.step - count, epoch, rate)
     elapsed = time.perf_counter() - window.began
     loss, wait = sum(values) / count, 100 * window.waited / elapsed
     images = count * run.recipe.train.batch / elapsed
@@ -138,28 +144,6 @@ def _list_skipped(run: Run, loader: ImageLoader) -> None:
         place = f"{one.shard}: sample {one.key} at offset {one.offset}: {one.reason}"
         print(f"skipped: {place}; {count_skipped(run.folder)} by now, listed in {run.folder / SKIPPED}", file=sys.stderr, flush=True)
     del loader.skipped[: len(found)]
-
-
-def _refuse_not_finite(losses: list[float], first_step: int, epoch: int, rate: float) -> None:
-    for i, loss in enumerate(losses):
-        if not math.isfinite(loss):
-            raise InputError(
-                f"the loss became {loss} at step {first_step + i + 1} (epoch {epoch + 1}, rate {rate:g}); "
-                f"start again with a lower one: --set train.rate={rate / 10:g}"
-            )
-
-
-def _warn_if_stuck(run: Run) -> None:
-    window, chance = run.window, math.log(run.net.num_classes)
-    if not window.epoch_steps or abs(window.epoch_loss / window.epoch_steps - chance) >= STUCK:
-        return
-    if max(run.recipe.model.bias) > 0.1:
-        cure = "the known cure is smaller biases: --set 'model.bias=[0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0]'"
-    elif run.train.epoch > PATIENCE:
-        cure = "try larger model.init_std or another train.rate"
-    else:
-        return  # with the cure in place already, small sets often need a few epochs
-    run.metrics.say(f"warning: the loss stays at ln({run.net.num_classes}) = {chance:.2f}, so nothing is learned yet; {cure}")
 
 
 def _validate(run: Run) -> None:
@@ -235,7 +219,7 @@ def _run_rank(given: argparse.Namespace, layout: Layout) -> int:
     if layout.device.type == "cpu":
         torch.set_num_threads(cores)
     keep_freed_memory(layout.device)
-    source = Source(given.shards, given.threads or cores, given.on_bad_sample, given.local, given.local_gb, given.prefetch)
+    source = Source(given.shards, cores if given.threads is None else given.threads, given.on_bad_sample, given.local, given.local_gb, given.prefetch)
     run = build_run(folder, recipe, layout, source, resumed)
     run.metrics.say(
         f"{folder}: {layout.describe()}; {len(run.train.shards):,} training pictures, {run.net.num_classes} classes, batch {recipe.train.batch}"
@@ -264,8 +248,11 @@ def _train_as_launched(given: argparse.Namespace) -> int:
     layout = join(columns, device)
     try:
         code = _run_rank(given, layout)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+    except (InputError, OSError) as error:
+        line = str(error) if isinstance(error, InputError) else line_of_place(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr, flush=True)
         os._exit(2)  # at once: an orderly exit takes so long that a rank that lost contact would be blamed
     except RuntimeError as error:
         if not lost_contact(error):

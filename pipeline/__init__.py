@@ -4,22 +4,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pipeline.atomic import atomic_file
-from pipeline.errors import InputError, one_line_errors
+from pipeline.errors import InputError, line_of_place, one_line_errors
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.times import STAGES
 
 if TYPE_CHECKING:
     from pipeline.augment import Augmentation
+    from pipeline.batch import Batch, LoadingGivenUp
     from pipeline.cache import CacheSettings
     from pipeline.check import check_folder
-    from pipeline.loader import Batch, ImageLoader
+    from pipeline.loader import ImageLoader
     from pipeline.samples import Skipped
 
 _LATER = {
     "Augmentation": "augment",
-    "Batch": "loader",
+    "Batch": "batch",
     "CacheSettings": "cache",
     "ImageLoader": "loader",
+    "LoadingGivenUp": "batch",
     "Skipped": "samples",
     "check_folder": "check",
 }
@@ -30,10 +32,12 @@ __all__ = [
     "CacheSettings",
     "ImageLoader",
     "InputError",
+    "LoadingGivenUp",
     "Manifest",
     "Skipped",
     "atomic_file",
     "check_folder",
+    "line_of_place",
     "one_line_errors",
     "read_manifest",
 ]

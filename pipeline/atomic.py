@@ -8,13 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from pipeline.errors import InputError
+
 
 @contextmanager
 def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO]:
     """Open a temporary file beside `path`; on leaving, fsync it and rename it over `path`.
 
-    After an error or a SIGKILL `path` is what it was before; a leftover temporary ends in `.tmp` and is read by nobody.
+    A path that is there and no regular file, a folder or a device, is refused with InputError. After an error or a SIGKILL
+    `path` is what it was before; a leftover temporary ends in `.tmp` and is read by nobody.
     """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is there, and is no file that could be replaced; name another")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, mode) as file:

@@ -11,7 +11,7 @@ import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -63,6 +63,10 @@ class Room:
 
 def room_for(settings: CacheSettings, pictures: int, size: int, device: torch.device, sharers: int = 1) -> Room:
     """sharers: ranks that will each take as much of main memory. Raises InputError when not one picture fits."""
+    if settings.where not in get_args(Where) or settings.pixels not in get_args(Pixels):
+        raise InputError(f"a cache is host or device, of rgb or yuv420, not {settings.where} of {settings.pixels}")
+    if settings.limit_gb is not None and not 0 < settings.limit_gb < 1e9:
+        raise InputError(f"the limit of a cache is a number of 10^9 bytes above 0, not {settings.limit_gb}")
     on_gpu = settings.where == "device" and device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if on_gpu else free_memory() // sharers
     free = max(0, free - max(int(free * KEPT_FREE), int(settings.kept_free_gb * 1e9)))
@@ -70,7 +74,7 @@ def room_for(settings: CacheSettings, pictures: int, size: int, device: torch.de
         free = min(free, int(settings.limit_gb * 1e9))
     room = Room(pictures, picture_bytes(settings.pixels, size), free, f"{device}'s memory" if on_gpu else "main memory")
     if pictures and not room.fit:
-        raise InputError(f"{room}; use cache: none, or raise its limit")
+        raise InputError(f"{room}; use cache: none, raise cache_limit_gb, or free memory")
     return room
 
 

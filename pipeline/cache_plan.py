@@ -40,7 +40,7 @@ def plan_cache(
     share = _share(rank, world, group, columns, by_id=False)
     if settings.where == "none":
         return CachePlan(share, group, None, [])
-    if settings.where == "host":
+    if settings.where != "device":
         alone = machine is None  # every rank then has a cache of its own
         room = _smallest(room_for(settings, pictures, size, device, world if alone else 1), machine)
         return CachePlan(share, group, host_cache(room, machine), [str(room)])

@@ -34,6 +34,14 @@ class BadSample(InputError):
         return BadSample, (self.shard, self.key, self.offset, self.reason, self._remedy, self.passing)  # worker processes hand it to their parent
 
 
+def line_of_place(error: OSError) -> str | None:
+    """What to tell of a full disk or a place that cannot be written to; None for any other error of the system."""
+    if error.errno not in _OF_THE_PLACE:
+        return None
+    where = f" at {error.filename}" if error.filename else ""
+    return f"{error.strerror}{where}; free space or choose another folder, then run the same command again"
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn a user's mistake, or a full or unreadable disk, into one line on stderr and exit code 2.
@@ -46,10 +54,10 @@ def one_line_errors() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in _OF_THE_PLACE:
+        line = line_of_place(error)
+        if line is None:
             raise
-        where = f" at {error.filename}" if error.filename else ""
-        print(f"error: {error.strerror}{where}; free space or choose another folder, then run the same command again", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped by Ctrl-C; run the same command again to go on or begin anew", file=sys.stderr)

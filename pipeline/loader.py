@@ -6,8 +6,8 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.augment import Augmentation, centre_offset
+from pipeline.batch import Batch, LoadingGivenUp
 from pipeline.cache import CacheSettings
 from pipeline.cache_plan import plan_cache
 from pipeline.colour import read_colour_stats
@@ -33,27 +34,12 @@ from pipeline.pixels import CpuPixels, Out
 from pipeline.pixels_gpu import GpuPixels
 from pipeline.producer import Producer, Ready
 from pipeline.samples import OnBadSample, Samples, Skipped
-from pipeline.settings import DecoderName, Views, check_choices, check_settings, decoded_as
+from pipeline.settings import DecoderName, Views, check_numbers, check_place, check_settings, check_state, check_words, decoded_as
 from pipeline.shards import ShardSet
 from pipeline.times import StageTimes
 from pipeline.turbojpeg_planes import check_planes
 
-
-@dataclass(frozen=True)
-class Batch:
-    """images: float32 grey levels, mean subtracted, RGB, (n, 3, crop, crop), or (n, 10, 3, crop, crop) for ten views; with
-    out="uint8" the mirrored windows, uint8, from which mean and colour are still to be taken: draws says where each was cut,
-    shift, (n, 3) float32 grey levels, what its colour is shifted by.
-
-    labels, ids: (n,) int64; an id is the sample's number in its split; the label is -1 for a sample of a validation that is
-    not counted (on_bad_sample="skip"). All on the loader's device but draws and, if no ranks exchange pictures, ids.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    ids: torch.Tensor
-    draws: Draws
-    shift: np.ndarray
+WAIT = 0.2  # seconds between looks at whether the wait for a batch was given up
 
 
 class ImageLoader:
@@ -115,8 +101,10 @@ class ImageLoader:
         self.shards = ShardSet(shards, split, local, local_gb)
         self._size = self.shards.manifest.settings.size
         self._stats = read_colour_stats(self.shards.folder, self.shards.digest, self._size)
+        check_words(views=views, order_kind=order_kind, out=out, decoder=decoder, on_bad_sample=on_bad_sample)
+        check_numbers(window=window, prefetch=prefetch, threads=threads, world=world, batch=batch, crop=augmentation.crop)
+        check_place(rank, world, seed, epoch)
         check_settings(self.shards, batch, augmentation.crop, self._size, views, world, out)
-        check_choices(order_kind=order_kind, out=out, decoder=decoder, window=window, prefetch=prefetch, threads=threads)
         self.augmentation = augmentation if views == "train" else augmentation.plain()
         self.batch, self.views, self.seed, self.epoch, self.position = batch, views, seed, epoch, 0
         self.rank, self.world, self.out = rank, world, out
@@ -131,6 +119,7 @@ class ImageLoader:
             self.notes.append("cache: YUV planes are decoded by TurboJPEG, since DALI gives none; the pixels are the same")
         self._decoder = decoded_as(decoder, cache, plan.cache is not None)
         self.times = StageTimes()
+        self.given_up: Callable[[], object] = lambda: False  # asked while a batch is waited for; if true, LoadingGivenUp is raised
         self._samples = Samples(self.shards, on_bad_sample, replace=views == "train")
         self._feed = Feed(self._samples, batch, self._share, self.draws_of, self._cache)
         self._build()
@@ -151,7 +140,11 @@ class ImageLoader:
             pictures = PlanesPictures(self._feed, self._size, place, self._threads)
         else:
             settings: dict[str, Any] = {"augmentation": graph_crop, "mean_image": self._stats.mean_image, "device": place}
-            settings |= {"batch": self._share.most_rows(self.batch), "threads": self._threads, "prefetch": self._prefetch}
+            settings |= {
+                "batch": self._share.most_rows(min(self.batch, max(len(self.shards), self.world))),
+                "threads": self._threads,
+                "prefetch": self._prefetch,
+            }
             pictures = DaliPictures(self._feed, partial(Decoder, kinds[self._decoder], **settings))
         cut, self._finish = self._make_pixels(graph_crop, place), self._make_pixels(self.augmentation, self.device)
         self._finished = self._group is None and not whole and place == self.device
@@ -205,6 +198,7 @@ class ImageLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at the very next image; ranks and batch may differ from those that wrote the state. Raises InputError."""
         mine = self.state_dict()
+        check_state(state, len(self.shards))
         if state["digest"] != mine["digest"]:
             raise InputError(f"{self.shards.folder} is another shard set than the one this run was trained on; give the folder it was started with")
         if state["seed"] != self.seed:
@@ -230,7 +224,7 @@ class ImageLoader:
             for start in starts:
                 # While a batch is trained on, the next one crosses between the ranks of the group.
                 while len(crossing) < 2 and start + len(crossing) * self.batch in starts:
-                    ready = _taken(ahead)
+                    ready = self._taken(ahead)
                     crossing.append((ready, self._cross(ready)))
                 batch = self._complete(*crossing.popleft())
                 self.position = start + self.batch
@@ -248,6 +242,18 @@ class ImageLoader:
             for _, left in crossing:  # every rank of the group has begun it, so it ends
                 if left is not None:
                     left.wait()
+
+    def _taken(self, ahead: queue.Queue[Ready | BaseException]) -> Ready:
+        while True:
+            try:
+                ready = ahead.get(timeout=WAIT)
+            except queue.Empty:
+                if self.given_up():
+                    raise LoadingGivenUp from None
+                continue
+            if isinstance(ready, BaseException):
+                raise ready
+            return ready
 
     def _cross(self, ready: Ready) -> Exchange | None:
         """Begin to exchange a part with the ranks of the group; without a group there is nothing to exchange."""
@@ -290,10 +296,3 @@ class ImageLoader:
                 shared = draw(self.seed, self.epoch, positions // a.window_shared_by, last + 1)
                 draws = Draws(shared.x, shared.y, shared.flip, draws.normals)
         return draws, self._stats.shift(draws.normals, a.colour, a.sigma)
-
-
-def _taken(ahead: queue.Queue[Ready | BaseException]) -> Ready:
-    ready = ahead.get()
-    if isinstance(ready, BaseException):
-        raise ready
-    return ready

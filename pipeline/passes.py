@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -44,7 +45,7 @@ class Passes:
             return order(self.seed, epoch, len(self.shards))
         return windowed_order(self.seed, epoch, self.shards.first, self.window)
 
-    def staging(self, ids: np.ndarray, position: int) -> Staging | None:
+    def staging(self, ids: np.ndarray, position: int, stop: threading.Event) -> Staging | None:
         """What brings the shards of a pass from `position` on near, where they are far or are to be read one behind the other."""
         if self.kind == "global" and not self.shards.is_remote:
             return None
@@ -52,7 +53,7 @@ class Passes:
         window = 1 if not self.permuted else self.window if self.kind == "windowed" else len(self.shards.shards)
         shards = max(len(self.shards.shards), 1)
         gap = max(len(ids) * (shards - window) // shards // 2, 1) if window < shards else len(ids)  # half of what lies between two visits
-        return Staging(visits(ids, position, shard_of, gap), window, self.shards.bring, self.shards.leave)
+        return Staging(visits(ids, position, shard_of, gap), window, self.shards.bring, self.shards.leave, stop)
 
     def notes(self) -> list[str]:
         """What the user should know before the first step."""

@@ -56,7 +56,7 @@ class Producer:
         try:
             with self.times("read"):
                 ids = self.passes.ids(epoch)
-                staging = self.passes.staging(ids, starts.start)
+                staging = self.passes.staging(ids, starts.start, stop)
                 self.feed.begin(ids, epoch, staging)
             for ready in self._decoded(starts, stop):
                 with self.times("idle"):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pipeline.cache import CacheSettings
 from pipeline.errors import InputError
 from pipeline.order import Order
 from pipeline.pixels import Decoded, Out
+from pipeline.samples import OnBadSample
 from pipeline.shards import ShardSet
 
 Views = Literal["train", "centre", "ten"]
@@ -23,15 +24,38 @@ def decoded_as(decoder: DecoderName, cache: CacheSettings | None, cached: bool) 
     return cache.pixels
 
 
-def check_choices(order_kind: str, out: str, decoder: str, window: int, prefetch: int, threads: int | None) -> None:
-    """Words that must be among a few, and numbers that must be at least 1. Raises InputError."""
-    words = {"order_kind": (order_kind, Order), "out": (out, Out), "decoder": (decoder, DecoderName)}
-    for name, (word, allowed) in words.items():
-        if word not in get_args(allowed):
-            raise InputError(f"{name} must be one of {', '.join(get_args(allowed))}, not {word!r}")
-    for name, number in (("window", window), ("prefetch", prefetch), ("threads", threads)):
+_WORDS = {"views": Views, "order_kind": Order, "out": Out, "decoder": DecoderName, "on_bad_sample": OnBadSample}
+
+
+def check_words(**words: str) -> None:
+    """Words that must be among a few. Raises InputError."""
+    for name, word in words.items():
+        if word not in get_args(_WORDS[name]):
+            raise InputError(f"{name} must be one of {', '.join(get_args(_WORDS[name]))}, not {word!r}")
+
+
+def check_numbers(**numbers: int | None) -> None:
+    """Numbers that must be at least 1; None is for a default. Raises InputError."""
+    for name, number in numbers.items():
         if number is not None and number < 1:
             raise InputError(f"{name} must be at least 1, not {number}")
+
+
+def check_place(rank: int, world: int, seed: int, epoch: int) -> None:
+    """Raises InputError."""
+    if not 0 <= rank < world:
+        raise InputError(f"rank must be from 0 to {world - 1} for a world of {world}, not {rank}")
+    if not 0 <= seed < 2**64 or not 0 <= epoch < 2**32:
+        raise InputError(f"seed must be from 0 to 2^64 - 1 and epoch from 0 to 2^32 - 1, not {seed} and {epoch}")
+
+
+def check_state(state: Any, samples: int) -> None:
+    """Whether a state can be one of a loader of so many samples. Raises InputError."""
+    wanted = {"epoch": int, "position": int, "seed": int, "digest": str}
+    if not isinstance(state, dict) or any(type(state.get(key)) is not kind for key, kind in wanted.items()):
+        raise InputError(f"this is no state of a loader: {', '.join(wanted)} are wanted, three integers and a string; give what state_dict() gave")
+    if not 0 <= state["position"] <= samples or not 0 <= state["epoch"] < 2**32:
+        raise InputError(f"the state says epoch {state['epoch']}, position {state['position']}, but an epoch has positions 0 to {samples}")
 
 
 def check_settings(shards: ShardSet, batch: int, crop: int, size: int, views: Views, world: int, out: Out) -> None:

@@ -22,6 +22,13 @@ END_OF_IMAGE = b"\xff\xd9"
 BLOCK = 8 << 20  # bytes read at once where a shard is brought near
 
 
+def remote_shards(url: str, local: Path | None, local_gb: float | None) -> RemoteShards:
+    """local, local_gb: see ShardSet. Raises InputError."""
+    if local_gb is not None and not 0 < local_gb < 1e9:
+        raise InputError(f"--local-gb must be a number of 10^9 bytes above 0, not {local_gb}")
+    return RemoteShards(url, local, None if local_gb is None else int(local_gb * 1e9))
+
+
 class ShardSet:
     """The samples of one split ("train" or "val"), numbered 0 .. len - 1 through its shards in the manifest's order.
 
@@ -33,7 +40,7 @@ class ShardSet:
         """local, local_gb: of shards at a URL, the folder they are fetched into and the most of it they may take."""
         self._remote: RemoteShards | None = None
         if is_url(folder):
-            self._remote = RemoteShards(str(folder), local, None if local_gb is None else int(local_gb * 1e9))
+            self._remote = remote_shards(str(folder), local, local_gb)
             folder = self._remote.open()
         self.folder, self.split = Path(folder), split
         self.manifest: Manifest

@@ -10,6 +10,11 @@ from typing import Any
 import numpy as np
 
 AHEAD = 2  # shards brought before the window comes to them
+PATIENCE = 0.2  # seconds between looks at whether to give up
+
+
+class GivenUp(Exception):
+    """Nobody wants the samples any more."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +46,16 @@ def visits(ids: np.ndarray, start: int, shard_of: np.ndarray, gap: int) -> list[
 class Staging:
     """A thread that brings the shards of a list of visits, at most `window` + AHEAD of them at a time if they suffice."""
 
-    def __init__(self, ahead: list[Visit], window: int, bring: Callable[[int, threading.Event], Any], leave: Callable[[int], Any]) -> None:
-        """bring: called in the thread with a shard and the event that asks it to give up; leave: when its visit is over."""
+    def __init__(
+        self, ahead: list[Visit], window: int, bring: Callable[[int, threading.Event], Any], leave: Callable[[int], Any], stop: threading.Event
+    ) -> None:
+        """bring: called in the thread with a shard and `stop`, which asks it, and whoever waits for it, to give up; leave: when its
+        visit is over."""
         self._visits, self._most, self._bring, self._leave = ahead, window + AHEAD, bring, leave
         self._brought, self._left = 0, set[int]()  # visits, by their place in the list
         self._needed = -1  # position up to which the reader waits for shards
         self._error: BaseException | None = None
-        self._changed, self._stop = threading.Condition(), threading.Event()
+        self._changed, self._stop = threading.Condition(), stop
         self._thread = threading.Thread(target=self._run, daemon=True, name="staging")
         self._thread.start()
 
@@ -63,13 +71,15 @@ class Staging:
             while self._brought < len(self._visits) and self._visits[self._brought].first <= last:
                 if self._error is not None:
                     raise self._error
-                self._changed.wait()
+                if self._stop.is_set():
+                    raise GivenUp
+                self._changed.wait(PATIENCE)
 
     def _run(self) -> None:
         for visit in self._visits:
             with self._changed:
                 while self._brought - len(self._left) >= self._most and visit.first > self._needed and not self._stop.is_set():
-                    self._changed.wait()
+                    self._changed.wait(PATIENCE)
             if self._stop.is_set():
                 return
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import webdataset
 from conftest import on_ranks
 from PIL import Image
 
-from pipeline import Augmentation, ImageLoader, InputError
+from pipeline import Augmentation, ImageLoader, InputError, LoadingGivenUp
 from pipeline.order import order
 from pipeline.shards import ShardSet
 from pipeline.tarshard import write_shard
@@ -288,3 +289,56 @@ def test_pictures_are_rgb(made_shards: Path) -> None:
     jpeg, _ = val.shards.read(int(batch.ids[3]))
     picture = np.asarray(Image.open(io.BytesIO(jpeg.tobytes())))[96:160, 96:160].astype(np.float32)
     np.testing.assert_allclose(batch.images[3].numpy().transpose(1, 2, 0) + mean, picture, atol=1e-3)
+
+
+WRONG = {
+    "views": ("foo", "views must be one of train, centre, ten, not 'foo'"),
+    "out": ("float16", "out must be one of float32, uint8"),
+    "decoder": ("foo", "decoder must be one of dali, turbojpeg"),
+    "order_kind": ("winowed", "order_kind must be one of global, windowed"),
+    "on_bad_sample": ("foo", "on_bad_sample must be one of stop, skip"),
+    "window": (0, "window must be at least 1"),
+    "prefetch": (0, "prefetch must be at least 1"),
+    "threads": (-1, "threads must be at least 1"),
+    "world": (0, "world must be at least 1"),
+    "crop": (0, "crop must be at least 1"),
+    "rank": (1, "rank must be from 0 to 0"),
+    "seed": (-1, "seed must be from 0"),
+    "epoch": (-1, "epoch from 0"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_an_argument_that_makes_no_sense_is_named(made_shards: Path, name: str) -> None:
+    value, words = WRONG[name]
+    with pytest.raises(InputError, match=words):
+        loader(made_shards, **{name: value})
+
+
+@pytest.mark.parametrize("change", [{"position": -8}, {"position": 49}, {"position": "8"}, {"epoch": 1.5}, {"epoch": -1}, {"seed": None}])
+def test_what_is_no_state_is_refused(made_shards: Path, change: dict[str, Any]) -> None:
+    one = loader(made_shards)
+    with pytest.raises(InputError, match="state"):
+        one.load_state_dict({**one.state_dict(), **change})
+
+
+def test_a_validation_batch_beyond_the_split_costs_no_more_memory(made_shards: Path) -> None:
+    (batch,) = loader(made_shards, "val", views="centre", batch=10**9)
+    assert sorted(batch.ids.tolist()) == list(range(20))
+
+
+def test_the_wait_for_a_batch_can_be_given_up(made_shards: Path) -> None:
+    """A store that has died: reading hangs until whoever waits for it gives up, and then the loader can be used again."""
+    one = loader(made_shards, order_kind="windowed", window=2)
+    inner = one.shards.bring
+
+    def dead(shard: int, stop: threading.Event) -> None:
+        assert stop.wait(60), "nobody said that it should give up"
+
+    first = next(iter(one)).ids.tolist()
+    one.position, one.shards.bring = 0, dead  # type: ignore[method-assign]
+    one.given_up = lambda: True
+    with pytest.raises(LoadingGivenUp):
+        next(iter(one))
+    one.given_up, one.shards.bring = lambda: False, inner  # type: ignore[method-assign]
+    assert next(iter(one)).ids.tolist() == first

@@ -302,8 +302,9 @@ def test_a_tar_that_is_cut_while_it_is_read(shards: Path, plain: PlainLoader) ->
 
 
 @pytest.mark.parametrize("order_kind", ["global", "windowed"])
-def test_a_tar_whose_reading_is_an_error_of_the_disk(shards: Path, plain: PlainLoader, order_kind: Any) -> None:
+def test_a_tar_whose_reading_is_an_error_of_the_disk(shards: Path, plain: PlainLoader, order_kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder in its place: opening it works, and every read is an error, as of a disk."""
+    monkeypatch.setattr("pipeline.samples.PAUSES", (0.01, 0.01))
     train, stopping = (loader(shards, order_kind=order_kind, window=2, on_bad_sample=on_bad) for on_bad in ("skip", "stop"))
     path = shards / "train-000001.tar"
     bad = ids_of(train, path)

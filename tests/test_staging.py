@@ -52,7 +52,7 @@ def test_every_sample_finds_its_shard_here_and_no_more_than_the_window_is() -> N
     ids = windowed_order(0, 0, first, 4)
     shard_of = np.searchsorted(first, ids, side="right") - 1
     shelf = Shelf()
-    staging = Staging(visits(ids, 0, shard_of, 900), 4, shelf.bring, shelf.leave)
+    staging = Staging(visits(ids, 0, shard_of, 900), 4, shelf.bring, shelf.leave, threading.Event())
     for start in range(0, len(ids), 16):
         staging.reach(start, min(start + 15, len(ids) - 1))
         assert set(shard_of[start : start + 16]) <= shelf.here
@@ -82,10 +82,10 @@ def test_an_error_while_bringing_reaches_the_reader_and_closing_ends_a_wait() ->
             stop.wait()
 
     ahead = [Visit(10 * n, 10 * n + 9, n) for n in range(5)]
-    staging = Staging(ahead, 1, bring, lambda shard: None)
+    staging = Staging(ahead, 1, bring, lambda shard: None, threading.Event())
     staging.reach(0, 15)
     with pytest.raises(InputError, match="shard 2 is lost"):
         staging.reach(16, 25)
     staging.close()
-    waiting = Staging([Visit(0, 9, 7)], 1, bring, lambda shard: None)
+    waiting = Staging([Visit(0, 9, 7)], 1, bring, lambda shard: None, threading.Event())
     waiting.close()  # bring() is under way, and gives up

@@ -6,13 +6,16 @@ import functools
 import http.server
 import json
 import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import one_line
-from test_train import losses, metrics, train, weights
+from conftest import ROOT, one_line
+from test_train import TINY, losses, metrics, train, weights
 
 FIXED = ("--set", "train.schedule=fixed")
 
@@ -138,3 +141,32 @@ def test_a_run_goes_on_with_what_its_new_machine_has(finished: Path, made_shards
     again = train(made_shards, run, "--resume", "--set", "data.cache=none", "--set", "data.decoder=turbojpeg", recipe=False)
     assert again.returncode == 0, again.stderr
     assert "cache:" not in again.stdout
+
+
+def test_ctrl_c_while_the_store_is_dead_saves_and_ends(made_shards: Path, tmp_path: Path) -> None:
+    """The server dies in the first epoch; the run waits for it, and a signal ends the wait, not the eight tries."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", str(made_shards)], stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout is not None
+    port = re.search(r"port (\d+)", server.stdout.readline())
+    assert port is not None
+    run, local = tmp_path / "run", tmp_path / "local"
+    place = ("--run", run, "--local", local, "--local-gb", 0.0011, "--set", "data.order=windowed", "--set", "data.window=1")
+    command = [sys.executable, "-m", "model.train", "--shards", f"http://127.0.0.1:{port[1]}", *TINY, "--set", "train.epochs=9", *place]
+    process = subprocess.Popen([str(word) for word in command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "step      1 " in line:
+            break
+    server.kill()
+    server.wait()
+    assert process.stderr is not None
+    for line in process.stderr:  # it says that it tries again: the wait has begun
+        if "try 2 of" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, out
+    assert "saved; the same command with --resume" in out
+    assert list((run / "checkpoints").glob("step-*.pt"))

@@ -66,7 +66,7 @@ def train_loader(source: Source, recipe: Recipe, layout: Layout, epoch: int) -> 
         batch=recipe.train.batch,
         augmentation=augmentation(recipe, epoch),
         seed=recipe.train.seed,
-        order_kind=d.order,
+        order=d.order,
         window=d.window,
         decoder=d.decoder,
         cache=CacheSettings(d.cache, d.cache_pixels, d.cache_limit_gb, _kept_free_gb(recipe, layout)),

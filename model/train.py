@@ -92,6 +92,11 @@ def _train_epoch(run: Run) -> None:
         except LoadingGivenUp:  # only one rank alone gives up: more of them agree on a step
             save_run(run, best=False)
             raise Stopped(run.stop.noted()) from None
+        except InputError:
+            if run.layout.world == 1 and number:  # ranks that share a net cannot save without the one that stopped
+                save_run(run, best=False)
+                run.metrics.say(f"saved at step {run.step}: --resume goes on there, and with --on-bad-sample skip passes over a bad sample")
+            raise
         run.window.waited += time.perf_counter() - asked
         run.stop.begin()
         _one_step(run, batch)

@@ -31,7 +31,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Advice:
-    """rate: images per second that a training can expect at most."""
+    """rate: images per second that the data plane gives at most."""
 
     threads: int
     prefetch: int
@@ -44,7 +44,8 @@ class Advice:
     def options(self) -> list[str]:
         """For model.train."""
         cache = ["--set", f"data.cache={self.cache}", "--set", f"data.cache_pixels={self.pixels}"] if self.cache != "none" else []
-        return ["--threads", str(self.threads), *cache, *(["--set", "data.order=windowed"] if self.order == "windowed" else [])]
+        ahead = ["--prefetch", str(self.prefetch)] if self.prefetch != PREFETCH else []
+        return ["--threads", str(self.threads), *ahead, *cache, *(["--set", "data.order=windowed"] if self.order == "windowed" else [])]
 
 
 def advise(speeds: Speeds, needs: Needs) -> Advice:
@@ -54,14 +55,19 @@ def advise(speeds: Speeds, needs: Needs) -> Advice:
         order, why_order = "global", "Order: global; after the first epoch nothing is read from the storage."
     epoch = duration(needs.samples / rate)
     later = " from the second epoch on" if cache != "none" else ""
-    cores = "; a net that is trained on these cores leaves it fewer" if speeds.device.type == "cpu" else ""
-    sentences = [_threads(speeds), why_cache, why_order, f"Training can run at {rate:,.0f} images/s at most{later}, {epoch} an epoch{cores}."]
+    cores = ", and leaves it fewer of these cores" if speeds.device.type == "cpu" else ""
+    sentences = [
+        _threads(speeds),
+        why_cache,
+        why_order,
+        f"The data plane gives {rate:,.0f} images/s at most{later}, {epoch} an epoch; a net may be slower{cores}.",
+    ]
     return Advice(speeds.best_threads, speeds.best_prefetch, cache, pixels, order, rate, sentences)
 
 
 def _threads(speeds: Speeds) -> str:
     threads, prefetch = speeds.best_threads, speeds.best_prefetch
-    default = "the default" if prefetch == PREFETCH else f"ImageLoader(prefetch={prefetch})"
+    default = "the default" if prefetch == PREFETCH else f"the default is {PREFETCH}"
     processes = " For one process: several share the cores." if torch.cuda.device_count() > 1 else ""
     return f"Threads: {threads}, prefetch: {prefetch} ({default}); so the loader gives {speeds.loader:,.0f} images/s from files in memory.{processes}"
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from pipeline.augment import Augmentation, centre_offset
 from pipeline.batch import Batch, LoadingGivenUp
-from pipeline.cache import CacheSettings
+from pipeline.cache import CacheSettings, Where
 from pipeline.cache_plan import plan_cache
 from pipeline.colour import read_colour_stats
 from pipeline.decode import DaliPictures, PlanesPictures
@@ -45,20 +45,20 @@ WAIT = 0.2  # seconds between looks at whether the wait for a batch was given up
 class ImageLoader:
     """Batches of a split of a shard folder.
 
-    shards: folder made by make_shards, with its colour statistics, or an fsspec URL of one (s3://, gs://, https://), fetched
-    shard by shard into the folder `local`, of which it takes at most local_gb (10^9 bytes). split: "train" or "val". batch:
-    images a step over ALL ranks. views: "train" (permuted order, random crop, flip and colour; N // batch steps an epoch,
-    the N % batch samples left over are others in every epoch), "centre" or "ten" (stored order, every sample exactly once,
-    the last batch short). crop: side of the pictures, 227 unless given here or by `augmentation`. rank, world: who of how
-    many decodes; rank r takes the r-th of `world` equal parts of each batch. group: ranks that all need the same images (the
-    two columns of the net) as a torch.distributed group of neighbouring ranks: each decodes its own part, and they exchange
-    uint8 windows, so no image is decoded twice; every rank of it gets the parts of all. machine: group of the ranks of this
-    machine, neighbouring too, which share a cache; with a cache all of them must make their loaders at the same time.
-    device: "cpu" or "cuda[:k]". threads: decoding threads. prefetch: batches decoded ahead. out: see Batch. order_kind:
-    "global", any sample anywhere, or "windowed": whole shards read one behind the other, their samples mixed among `window`
-    shards (order.windowed_order). decoder: "dali", or "turbojpeg", which keeps the JPEG's YUV planes until the window is cut,
-    on the CPU's cores: the same pixels, less work. cache: of decoded pictures (cache.CacheSettings). on_bad_sample: "stop"
-    with an error that names it, or "skip" (samples.Samples); `skipped` lists them.
+    shards: folder made by make_shards, with its colour statistics, or an fsspec URL of one, fetched shard by shard into the
+    folder `local`, of which it takes at most local_gb (10^9 bytes). split: "train" or "val". batch: images a step over ALL
+    ranks. views: "train" (permuted order, random crop, flip and colour; N // batch steps an epoch, the N % batch samples left
+    over are others in every epoch), "centre" or "ten" (stored order, every sample exactly once, the last batch short); by
+    default "train" of the training split and "centre" of the other. crop: side of the pictures, 227 unless given here or by
+    `augmentation`. rank, world: who of how many decodes; rank r takes the r-th of `world` equal parts of each batch. group:
+    ranks that all need the same images (the two columns of the net) as a torch.distributed group of neighbouring ranks: each
+    decodes its own part, and they exchange uint8 windows, so no image is decoded twice; every rank of it gets the parts of
+    all. machine: group of the ranks of this machine, neighbouring too, which share a cache; with a cache all of them must make
+    their loaders at the same time. device: "cpu" or "cuda[:k]". threads: decoding threads. prefetch: batches decoded ahead.
+    out: see Batch. order: "global", any sample anywhere, or "windowed": whole shards read one behind the other, their samples
+    mixed among `window` shards. decoder: "dali", or "turbojpeg", which keeps the JPEG's YUV planes until the window is cut, on
+    the CPU's cores: the same pixels, less work. cache: of decoded pictures, "host", "device" or cache.CacheSettings.
+    on_bad_sample: "stop" with an error that names it, or "skip" (samples.Samples); `skipped` lists them.
 
     Raises InputError for shards that cannot be trusted, and for a batch that does not divide over the ranks.
     """
@@ -69,7 +69,7 @@ class ImageLoader:
         split: Literal["train", "val"],
         *,
         batch: int,
-        views: Views = "train",
+        views: Views | None = None,
         crop: int | None = None,
         augmentation: Augmentation | None = None,
         seed: int = 0,
@@ -82,15 +82,17 @@ class ImageLoader:
         threads: int | None = None,
         prefetch: int = 2,
         out: Out = "float32",
-        order_kind: Order = "global",
+        order: Order = "global",
         window: int = 16,
         decoder: DecoderName = "dali",
-        cache: CacheSettings | None = None,
+        cache: CacheSettings | Where | None = None,
         on_bad_sample: OnBadSample = "stop",
         local: Path | None = None,
         local_gb: float | None = None,
     ) -> None:
         augmentation = augmentation or Augmentation()
+        views = views or ("train" if split == "train" else "centre")
+        cache = CacheSettings(cache) if isinstance(cache, str) else cache
         if crop is not None:
             augmentation = replace(augmentation, crop=crop)
         self.device = torch.device(device)
@@ -101,15 +103,17 @@ class ImageLoader:
         self.shards = ShardSet(shards, split, local, local_gb)
         self._size = self.shards.manifest.settings.size
         self._stats = read_colour_stats(self.shards.folder, self.shards.digest, self._size)
-        check_words(views=views, order_kind=order_kind, out=out, decoder=decoder, on_bad_sample=on_bad_sample)
+        check_words(views=views, order=order, out=out, decoder=decoder, on_bad_sample=on_bad_sample)
         check_numbers(window=window, prefetch=prefetch, threads=threads, world=world, batch=batch, crop=augmentation.crop)
         check_place(rank, world, seed, epoch)
         check_settings(self.shards, batch, augmentation.crop, self._size, views, world, out)
         self.augmentation = augmentation if views == "train" else augmentation.plain()
         self.batch, self.views, self.seed, self.epoch, self.position = batch, views, seed, epoch, 0
         self.rank, self.world, self.out = rank, world, out
-        self._passes = Passes(self.shards, seed, views == "train", order_kind, window)
+        self._passes = Passes(self.shards, seed, views == "train", order, window)
         self.notes = self._passes.notes()  # what the user should know before the first step
+        if self.shards.is_remote:
+            self.notes.insert(0, f"shards: fetched from {shards} into {self.shards.folder} ahead of use, each checked against its sum")
         self._threads, self._prefetch, self._iterating = threads or os.cpu_count() or 1, prefetch, False
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         plan = plan_cache(cache or CacheSettings(), len(self.shards), self._size, self.device, rank, world, group, machine)
@@ -139,12 +143,9 @@ class ImageLoader:
             check_planes(self._size)
             pictures = PlanesPictures(self._feed, self._size, place, self._threads)
         else:
+            most = self._share.most_rows(min(self.batch, max(len(self.shards), self.world)))
             settings: dict[str, Any] = {"augmentation": graph_crop, "mean_image": self._stats.mean_image, "device": place}
-            settings |= {
-                "batch": self._share.most_rows(min(self.batch, max(len(self.shards), self.world))),
-                "threads": self._threads,
-                "prefetch": self._prefetch,
-            }
+            settings |= {"batch": most, "threads": self._threads, "prefetch": self._prefetch}
             pictures = DaliPictures(self._feed, partial(Decoder, kinds[self._decoder], **settings))
         cut, self._finish = self._make_pixels(graph_crop, place), self._make_pixels(self.augmentation, self.device)
         self._finished = self._group is None and not whole and place == self.device

@@ -24,7 +24,7 @@ def decoded_as(decoder: DecoderName, cache: CacheSettings | None, cached: bool) 
     return cache.pixels
 
 
-_WORDS = {"views": Views, "order_kind": Order, "out": Out, "decoder": DecoderName, "on_bad_sample": OnBadSample}
+_WORDS = {"views": Views, "order": Order, "out": Out, "decoder": DecoderName, "on_bad_sample": OnBadSample}
 
 
 def check_words(**words: str) -> None:

@@ -1,11 +1,16 @@
-"""Random damage to the files of a shard folder, and which samples it has really touched, told from the undamaged files alone."""
+"""Damage to the files of a shard folder: to chosen samples; and at random, with the samples that it has really touched."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from conftest import reseal
+from PIL import Image
+
+from pipeline.shards import ShardSet
 
 Member = tuple[int, int, str]  # first byte of the header, size, name
 # How often each way is taken; those that change a file's size are found before anything is read.
@@ -135,3 +140,57 @@ def damage_jpeg(jpeg: bytes, rng: np.random.Generator) -> bytes:
         if len(content) < 700:
             break
     return bytes(content)
+
+
+# --- of chosen samples
+
+
+def flip_bit(shards: Path, split: str, *samples: int) -> None:
+    """Flip one bit of the JPEGs of some samples; their CRC tells."""
+    one = ShardSet(shards, split)
+    for path, _, offset in map(one.place, samples):
+        with open(path, "r+b") as file:
+            file.seek(offset + 1000)
+            byte = file.read(1)[0]
+            file.seek(offset + 1000)
+            file.write(bytes([byte ^ 8]))
+
+
+def change_pictures(shards: Path, split: str, samples: Iterable[int], how: Callable[[bytes, int], tuple[bytes, int]]) -> None:
+    """Change the JPEGs and labels of some samples, with all sums right."""
+    one = ShardSet(shards, split)
+    places = [one.place(sample) for sample in samples]
+    for name in sorted({path.name for path, _, _ in places}):
+        keys = {key for path, key, _ in places if path.name == name}
+
+        def change(found: list[tuple[str, bytes, int]], keys: set[str] = keys) -> None:
+            found[:] = [(key, *(how(jpeg, label) if key in keys else (jpeg, label))) for key, jpeg, label in found]
+
+        reseal(shards, name, change)
+
+
+def spoil(shards: Path, split: str, *samples: int) -> None:
+    """Pictures that only the decoder finds fault with."""
+    change_pictures(shards, split, samples, lambda jpeg, label: (no_codes(jpeg), label))
+
+
+def no_codes(jpeg: bytes) -> bytes:
+    """The first Huffman table claims more codes than there can be."""
+    at = jpeg.index(b"\xff\xc4")
+    return jpeg[: at + 5] + b"\xff" * 16 + jpeg[at + 21 :]
+
+
+def as_png(jpeg: bytes) -> bytes:
+    """A picture that Pillow and DALI would decode, which is no JPEG."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(jpeg)).resize((32, 32)).resize((256, 256)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+MIXTURES: dict[str, Callable[[int], bool]] = {"read": lambda _: False, "decoded": lambda _: True, "mixed": lambda number: number % 2 == 0}
+
+
+def break_some(shards: Path, split: str, bad: list[int], mixture: str) -> None:
+    """Faults that reading finds, or only decoding, or in turns."""
+    spoil(shards, split, *(sample for number, sample in enumerate(bad) if MIXTURES[mixture](number)))
+    flip_bit(shards, split, *(sample for number, sample in enumerate(bad) if not MIXTURES[mixture](number)))

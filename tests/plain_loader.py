@@ -84,14 +84,3 @@ class PlainLoader:
             wanted.append((self.split, sample, path.name, key, offset, epoch, other if self.split == "train" else None))
         assert sorted(found) == wanted
         assert all(one.reason and "\n" not in one.reason for one in skipped)
-
-
-def damage(shards: Path, split: str, *samples: int) -> None:
-    """Flip one bit of the JPEGs of some samples; their CRC tells."""
-    one = ShardSet(shards, split)
-    for path, _, offset in map(one.place, samples):
-        with open(path, "r+b") as file:
-            file.seek(offset + 1000)
-            byte = file.read(1)[0]
-            file.seek(offset + 1000)
-            file.write(bytes([byte ^ 8]))

@@ -68,7 +68,7 @@ class Ranks:
         self.process.communicate()
 
 
-@pytest.mark.parametrize("options", [{"seed": 3}, {"seed": 4, "order_kind": "windowed", "window": 2}], ids=["global", "windowed"])
+@pytest.mark.parametrize("options", [{"seed": 3}, {"seed": 4, "order": "windowed", "window": 2}], ids=["global", "windowed"])
 def test_sigkill_anywhere_and_other_ranks_after_it_change_nothing(made_shards: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     """48 samples, global batch 12: epochs of 4 steps. Killed before the first step, after it, in an epoch, at the last step of
     one, which is the border, after a resume at the border, and again at once."""
@@ -86,7 +86,7 @@ def test_sigkill_anywhere_and_other_ranks_after_it_change_nothing(made_shards: P
 
 
 def test_windowed_reads_whole_shards_and_resumes_without_reading_what_was_consumed(made_shards: Path) -> None:
-    one = ImageLoader(made_shards, "train", batch=4, seed=1, threads=1, augmentation=Augmentation(crop=64), order_kind="windowed", window=2)
+    one = ImageLoader(made_shards, "train", batch=4, seed=1, threads=1, augmentation=Augmentation(crop=64), order="windowed", window=2)
     assert one.notes[0].startswith("order: windowed, shards are read one behind the other, 4 of them at a time: 0.00 GB")
     ids = windowed_order(1, 0, one.shards.first, 2)
     brought: list[int] = []
@@ -103,8 +103,8 @@ def test_windowed_reads_whole_shards_and_resumes_without_reading_what_was_consum
 
 def test_a_windowed_state_is_refused_by_another_order(made_shards: Path) -> None:
     options: dict[str, Any] = {"batch": 4, "threads": 1, "augmentation": Augmentation(crop=64)}
-    state = ImageLoader(made_shards, "train", order_kind="windowed", window=2, **options).state_dict()
-    others: list[dict[str, Any]] = [{}, {"order_kind": "windowed", "window": 3}]
+    state = ImageLoader(made_shards, "train", order="windowed", window=2, **options).state_dict()
+    others: list[dict[str, Any]] = [{}, {"order": "windowed", "window": 3}]
     for other in others:
         with pytest.raises(InputError, match="started with order windowed over 2 shards, not"):
             ImageLoader(made_shards, "train", **other, **options).load_state_dict(state)

@@ -295,7 +295,7 @@ WRONG = {
     "views": ("foo", "views must be one of train, centre, ten, not 'foo'"),
     "out": ("float16", "out must be one of float32, uint8"),
     "decoder": ("foo", "decoder must be one of dali, turbojpeg"),
-    "order_kind": ("winowed", "order_kind must be one of global, windowed"),
+    "order": ("winowed", "order must be one of global, windowed"),
     "on_bad_sample": ("foo", "on_bad_sample must be one of stop, skip"),
     "window": (0, "window must be at least 1"),
     "prefetch": (0, "prefetch must be at least 1"),
@@ -329,7 +329,7 @@ def test_a_validation_batch_beyond_the_split_costs_no_more_memory(made_shards: P
 
 def test_the_wait_for_a_batch_can_be_given_up(made_shards: Path) -> None:
     """A store that has died: reading hangs until whoever waits for it gives up, and then the loader can be used again."""
-    one = loader(made_shards, order_kind="windowed", window=2)
+    one = loader(made_shards, order="windowed", window=2)
     inner = one.shards.bring
 
     def dead(shard: int, stop: threading.Event) -> None:

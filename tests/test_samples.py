@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import reseal
-from plain_loader import PlainLoader, damage
+from damages import flip_bit
+from plain_loader import PlainLoader
 
 from pipeline.errors import BadSample, InputError
 from pipeline.samples import MOST_IN_A_ROW, NOT_COUNTED, Samples
@@ -47,7 +48,7 @@ def test_a_good_sample_is_itself_and_nothing_is_listed(shards: Path, plain: Plai
 
 
 def test_the_sample_of_the_next_position_replaces_a_bad_one_and_itself_stays(shards: Path, plain: PlainLoader) -> None:
-    damage(shards, "train", 3)
+    flip_bit(shards, "train", 3)
     samples = samples_of(shards, [5, 3, 9, 11], epoch=7)
     assert [settled(samples, position)[0] for position in range(4)] == [5, 9, 9, 11]
     assert settled(samples, 1) == (9, plain.labels[9])
@@ -59,14 +60,14 @@ def test_the_sample_of_the_next_position_replaces_a_bad_one_and_itself_stays(sha
 
 def test_a_run_of_bad_ones_and_the_end_of_the_epoch(shards: Path, plain: PlainLoader) -> None:
     """The first good one behind a run replaces all of it; behind the last position comes the first."""
-    damage(shards, "train", 3, 9, 40, 41)
+    flip_bit(shards, "train", 3, 9, 40, 41)
     samples = samples_of(shards, [40, 5, 3, 9, 11, 41])
     assert [settled(samples, position)[0] for position in range(6)] == [5, 5, 11, 11, 11, 5]
     assert [(one.id, one.replaced_by) for one in samples.skipped] == [(40, 5), (3, 11), (9, 11), (41, 5)]
 
 
 def test_what_replaces_does_not_depend_on_what_was_read_before(shards: Path, plain: PlainLoader) -> None:
-    damage(shards, "train", 3, 9, 41)
+    flip_bit(shards, "train", 3, 9, 41)
     order, found = [41, 5, 3, 9, 11], {}
     for first in range(5):
         samples = samples_of(shards, order)
@@ -75,7 +76,7 @@ def test_what_replaces_does_not_depend_on_what_was_read_before(shards: Path, pla
 
 
 def test_a_picture_is_listed_once_and_again_replaced_in_later_epochs(shards: Path, plain: PlainLoader) -> None:
-    damage(shards, "train", 3)
+    flip_bit(shards, "train", 3)
     samples = samples_of(shards, [5, 3, 9])
     settled(samples, 1)
     settled(samples, 1)
@@ -86,7 +87,7 @@ def test_a_picture_is_listed_once_and_again_replaced_in_later_epochs(shards: Pat
 
 def test_only_what_had_to_be_used_is_listed(shards: Path, plain: PlainLoader) -> None:
     """A bad sample that was only looked at as a replacement is listed when its own turn comes."""
-    damage(shards, "train", 3, 9)
+    flip_bit(shards, "train", 3, 9)
     samples = samples_of(shards, [3, 9, 11])
     settled(samples, 0)
     assert [one.id for one in samples.skipped] == [3]
@@ -96,7 +97,7 @@ def test_only_what_had_to_be_used_is_listed(shards: Path, plain: PlainLoader) ->
 
 def test_a_replacement_that_cannot_be_decoded_is_never_named_as_one(shards: Path, plain: PlainLoader) -> None:
     """The decoder speaks late: by then the replacement has been read, and other positions with it."""
-    damage(shards, "train", 3)
+    flip_bit(shards, "train", 3)
     samples = samples_of(shards, [3, 9, 11])
     assert samples.read(0)[0] == 9
     samples.reject(9, "no picture")
@@ -107,7 +108,7 @@ def test_a_replacement_that_cannot_be_decoded_is_never_named_as_one(shards: Path
 
 
 def test_in_validation_it_is_not_counted_and_has_another_ones_picture(shards: Path, plain: PlainLoader) -> None:
-    damage(shards, "train", 3, 9)
+    flip_bit(shards, "train", 3, 9)
     samples = samples_of(shards, [5, 3, 9, 11], replace=False)
     jpegs = {i: ShardSet(shards, "train").read(i)[0].tobytes() for i in (5, 11)}
     for position, (source, label) in enumerate([(5, plain.labels[5]), (11, NOT_COUNTED), (11, NOT_COUNTED), (11, plain.labels[11])]):
@@ -118,7 +119,7 @@ def test_in_validation_it_is_not_counted_and_has_another_ones_picture(shards: Pa
 
 
 def test_stop_names_the_sample(shards: Path, plain: PlainLoader) -> None:
-    damage(shards, "train", 3)
+    flip_bit(shards, "train", 3)
     samples, (name, key, offset) = samples_of(shards, [5, 3, 9], "stop"), place(shards, 3)
     samples.read(0)
     for _ in range(2):  # and again, when it is asked for again
@@ -137,7 +138,7 @@ def one_line(error: InputError) -> str:
 
 
 def test_no_good_sample_at_all(shards: Path, plain: PlainLoader) -> None:
-    damage(shards, "train", 3, 9, 11)
+    flip_bit(shards, "train", 3, 9, 11)
     samples = samples_of(shards, [3, 9, 11], epoch=4)
     with pytest.raises(InputError) as caught:
         samples.read(1)
@@ -155,7 +156,7 @@ def test_too_many_in_a_row_are_no_bad_sample_but_a_bad_disk(shards: Path, good: 
         samples[:] = [(f"n01_{number}", samples[0][1], 0) for number in range(120)]
 
     reseal(shards, name, many)
-    damage(shards, "train", *(number for number in range(120) if number != good))
+    flip_bit(shards, "train", *(number for number in range(120) if number != good))
     samples = samples_of(shards, list(range(120)))
     if good < MOST_IN_A_ROW:
         assert samples.read(0)[0] == good

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import reseal
-from PIL import Image
-from plain_loader import SEED, SMALL, PlainLoader, damage
+from damages import MIXTURES, as_png, break_some, change_pictures, flip_bit, no_codes, spoil
+from plain_loader import SEED, SMALL, PlainLoader
 
 from pipeline import CacheSettings, ImageLoader, InputError
 from pipeline.errors import BadSample
@@ -45,37 +43,6 @@ def loader(shards: Path, split: Any = "train", **options: Any) -> ImageLoader:
 # --- kinds of damage
 
 
-def respoil(shards: Path, split: str, samples: Iterable[int], how: Callable[[bytes, int], tuple[bytes, int]]) -> None:
-    """Change the JPEGs and labels of some samples, with all sums right."""
-    one = ShardSet(shards, split)
-    places = [one.place(sample) for sample in samples]
-    for name in sorted({path.name for path, _, _ in places}):
-        keys = {key for path, key, _ in places if path.name == name}
-
-        def change(found: list[tuple[str, bytes, int]], keys: set[str] = keys) -> None:
-            found[:] = [(key, *(how(jpeg, label) if key in keys else (jpeg, label))) for key, jpeg, label in found]
-
-        reseal(shards, name, change)
-
-
-def spoil(shards: Path, split: str, *samples: int) -> None:
-    """Pictures that only the decoder finds fault with."""
-    respoil(shards, split, samples, lambda jpeg, label: (no_codes(jpeg), label))
-
-
-def no_codes(jpeg: bytes) -> bytes:
-    """The first Huffman table claims more codes than there can be."""
-    at = jpeg.index(b"\xff\xc4")
-    return jpeg[: at + 5] + b"\xff" * 16 + jpeg[at + 21 :]
-
-
-def as_png(jpeg: bytes) -> bytes:
-    """A picture that Pillow and DALI would decode, which is no JPEG."""
-    buffer = io.BytesIO()
-    Image.open(io.BytesIO(jpeg)).resize((32, 32)).resize((256, 256)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def zero(at: Callable[[Path, str, int], tuple[int, int]]) -> Callable[[Path], None]:
     """Zero a stretch of the tar; at: (tar, key, offset of the JPEG) -> first byte, and how many."""
 
@@ -90,15 +57,15 @@ def zero(at: Callable[[Path, str, int], tuple[int, int]]) -> Callable[[Path], No
 
 
 def resealed(how: How) -> Callable[[Path], None]:
-    return lambda shards: respoil(shards, "train", [SAMPLE], lambda jpeg, label: (how(jpeg), label))
+    return lambda shards: change_pictures(shards, "train", [SAMPLE], lambda jpeg, label: (how(jpeg), label))
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "a bit": (lambda shards: damage(shards, "train", SAMPLE), "CRC-32C"),
+    "a bit": (lambda shards: flip_bit(shards, "train", SAMPLE), "CRC-32C"),
     "the label": (zero(lambda path, key, _: (path.read_bytes().index(f"{key}.cls\0".encode()) + 512, 1)), "CRC-32C"),
     "the header": (zero(lambda path, key, offset: (offset - 512, 1024)), "index and tar disagree"),
     "another class": (
-        lambda shards: respoil(shards, "train", [SAMPLE], lambda jpeg, label: (jpeg, 4)),
+        lambda shards: change_pictures(shards, "train", [SAMPLE], lambda jpeg, label: (jpeg, 4)),
         "its label is 4, but the manifest has 4 classes",
     ),
     "no codes": (resealed(no_codes), "it cannot be decoded (broken data stream when reading image file)"),
@@ -160,13 +127,6 @@ CASES: dict[str, list[int]] = {  # positions of the first epoch
     "round the end": [0, 1, 46, 47],
     "all but one": [position for position in range(48) if position != 33],
 }
-MIXTURES: dict[str, Callable[[int], bool]] = {"read": lambda _: False, "decoded": lambda _: True, "mixed": lambda number: number % 2 == 0}
-
-
-def break_some(shards: Path, split: str, bad: list[int], mixture: str) -> None:
-    """Faults that reading finds, or only decoding, or in turns."""
-    spoil(shards, split, *(sample for number, sample in enumerate(bad) if MIXTURES[mixture](number)))
-    damage(shards, split, *(sample for number, sample in enumerate(bad) if not MIXTURES[mixture](number)))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -246,7 +206,7 @@ def test_resumed_in_the_middle_it_replaces_alike(shards: Path, plain: PlainLoade
 def test_whether_a_picture_is_bad_does_not_depend_on_its_window(shards: Path, plain: PlainLoader) -> None:
     """A JPEG without its lower half: DALI decodes windows that lie above. Else a run that was resumed, or another rank, would
     skip other pictures than one that has met a window below."""
-    respoil(shards, "train", range(8), lambda jpeg, label: (jpeg[: len(jpeg) // 2], label))
+    change_pictures(shards, "train", range(8), lambda jpeg, label: (jpeg[: len(jpeg) // 2], label))
     for epoch in range(3):
         assert plain.check(loader(shards, epoch=epoch), epoch, set(range(8))) == 48
 
@@ -274,7 +234,7 @@ def test_one_that_stands_in_for_two_and_is_bad_itself_takes_no_good_one_with_it(
 ) -> None:
     """4 and 5 cannot be read, and 6, whose pixels they were given, cannot be decoded: 7 is good."""
     spoil(shards, "val", 6)
-    damage(shards, "val", 4, 5)
+    flip_bit(shards, "val", 4, 5)
     val = loader(shards, "val", batch=batch, cache=cache)
     assert plain_val.check(val, 0, {4, 5, 6}) == 20
     plain_val.listed(val.skipped, val.shards, 0, {4, 5, 6})
@@ -301,11 +261,11 @@ def test_a_tar_that_is_cut_while_it_is_read(shards: Path, plain: PlainLoader) ->
     assert {one.reason for one in train.skipped} == {f"the tar ends at {half}"}
 
 
-@pytest.mark.parametrize("order_kind", ["global", "windowed"])
-def test_a_tar_whose_reading_is_an_error_of_the_disk(shards: Path, plain: PlainLoader, order_kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("order", ["global", "windowed"])
+def test_a_tar_whose_reading_is_an_error_of_the_disk(shards: Path, plain: PlainLoader, order: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder in its place: opening it works, and every read is an error, as of a disk."""
     monkeypatch.setattr("pipeline.samples.PAUSES", (0.01, 0.01))
-    train, stopping = (loader(shards, order_kind=order_kind, window=2, on_bad_sample=on_bad) for on_bad in ("skip", "stop"))
+    train, stopping = (loader(shards, order=order, window=2, on_bad_sample=on_bad) for on_bad in ("skip", "stop"))
     path = shards / "train-000001.tar"
     bad = ids_of(train, path)
     path.unlink()
@@ -316,7 +276,7 @@ def test_a_tar_whose_reading_is_an_error_of_the_disk(shards: Path, plain: PlainL
     assert not bad & set(used)
     assert {one.id for one in train.skipped} == bad
     assert {one.reason for one in train.skipped} == {"Is a directory"}
-    if order_kind == "global":
+    if order == "global":
         plain.check(batches, 0, bad)
     _, error = until_error(stopping)
     assert "train-000001.tar: sample n" in str(error)

@@ -25,7 +25,7 @@ from tools.bench_where import where
 KINDS: dict[str, dict[str, Any]] = {
     "DALI, float32": {},
     "TurboJPEG, float32": {"decoder": "turbojpeg"},
-    "DALI, windowed order": {"order_kind": "windowed", "window": 2},
+    "DALI, windowed order": {"order": "windowed", "window": 2},
     "cache in main memory": {"cache": CacheSettings("host")},
 }
 

@@ -194,3 +194,10 @@ def break_some(shards: Path, split: str, bad: list[int], mixture: str) -> None:
     """Faults that reading finds, or only decoding, or in turns."""
     spoil(shards, split, *(sample for number, sample in enumerate(bad) if MIXTURES[mixture](number)))
     flip_bit(shards, split, *(sample for number, sample in enumerate(bad) if not MIXTURES[mixture](number)))
+
+
+def samples_beyond(shards: ShardSet, path: Path, end: int = 0) -> set[int]:
+    """Samples of a tar that reach over its byte `end`."""
+    first = [sample for sample in range(len(shards)) if shards.place(sample)[0] == path]
+    reach = [shards.place(sample + 1)[2] - 512 if sample + 1 in first else path.stat().st_size for sample in first]
+    return {sample for sample, last in zip(first, reach, strict=True) if last > end}

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pipeline import ImageLoader
 from pipeline.augment import Augmentation, plain_batch
 from pipeline.colour import read_colour_stats
 from pipeline.draws import draw, fixed
@@ -18,6 +19,12 @@ from pipeline.shards import ShardSet
 
 SMALL = Augmentation(crop=64)  # what becomes of bad samples does not depend on the crop
 SEED = 3
+
+
+def loader(shards: Path, split: Literal["train", "val"] = "train", **options: Any) -> ImageLoader:
+    """The loader whose plain form this is; it skips bad samples unless told otherwise."""
+    settings: dict[str, Any] = {"batch": 16, "seed": SEED, "threads": 1, "augmentation": SMALL, "on_bad_sample": "skip"}
+    return ImageLoader(shards, split, views="train" if split == "train" else "centre", **{**settings, **options})
 
 
 class PlainLoader:

@@ -65,6 +65,11 @@ def test_validation_has_each_picture_exactly_once(made_shards: Path, views: Any,
     assert sorted(found) == list(range(20))
 
 
+def test_validation_is_validation_unless_said_otherwise(made_shards: Path) -> None:
+    ids = [i for batch in ImageLoader(made_shards, "val", batch=8, threads=1, crop=64) for i in batch.ids.tolist()]
+    assert ids == list(range(20))
+
+
 def test_ranks_together_see_what_one_rank_sees(made_shards: Path) -> None:
     alone = taken(loader(made_shards, batch=12))
     ranks = [taken(loader(made_shards, batch=12, rank=rank, world=3)) for rank in range(3)]

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from damages import MIXTURES, as_png, break_some, change_pictures, flip_bit, no_codes, spoil
-from plain_loader import SEED, SMALL, PlainLoader
+import torch.distributed as dist
+from conftest import on_ranks
+from damages import MIXTURES, as_png, break_some, change_pictures, flip_bit, no_codes, samples_beyond, spoil
+from plain_loader import SEED, PlainLoader, loader
 
 from pipeline import CacheSettings, ImageLoader, InputError
 from pipeline.errors import BadSample
@@ -21,8 +23,6 @@ from pipeline.shards import ShardSet
 
 FIRST = order(SEED, 0, 48).tolist()  # sample id at every position of the first epoch; batches of 16 end at 15, 31, 47
 SAMPLE = FIRST[21]
-
-How = Callable[[bytes], bytes]
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +33,6 @@ def plain(made_shards: Path) -> PlainLoader:
 @pytest.fixture(scope="module")
 def plain_val(made_shards: Path) -> PlainLoader:
     return PlainLoader(made_shards, "val")
-
-
-def loader(shards: Path, split: Any = "train", **options: Any) -> ImageLoader:
-    settings = {"batch": 16, "seed": SEED, "threads": 2, "augmentation": SMALL, "on_bad_sample": "skip"}
-    return ImageLoader(shards, split, views="train" if split == "train" else "centre", **{**settings, **options})
 
 
 # --- kinds of damage
@@ -56,7 +51,7 @@ def zero(at: Callable[[Path, str, int], tuple[int, int]]) -> Callable[[Path], No
     return damage_it
 
 
-def resealed(how: How) -> Callable[[Path], None]:
+def resealed(how: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     return lambda shards: change_pictures(shards, "train", [SAMPLE], lambda jpeg, label: (how(jpeg), label))
 
 
@@ -141,21 +136,22 @@ def test_several_bad_samples(shards: Path, plain: PlainLoader, case: str, mixtur
     assert len(train.skipped) == len(bad)
 
 
-CACHES = {
-    "rgb": CacheSettings("host"),
-    "yuv420": CacheSettings("host", "yuv420"),
-    "device": CacheSettings("device"),
-    "for 20": CacheSettings("host", "rgb", 20 * 256 * 256 * 3 / 1e9 + 1e-6),
+WAYS: dict[str, Any] = {
+    "rgb": {"cache": CacheSettings("host")},
+    "yuv420": {"cache": CacheSettings("host", "yuv420")},
+    "device": {"cache": CacheSettings("device")},
+    "for 20": {"cache": CacheSettings("host", "rgb", 20 * 256 * 256 * 3 / 1e9 + 1e-6)},
+    "turbojpeg": {"decoder": "turbojpeg"},
 }
 
 
-@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("case", ["over the end of a batch", "a whole batch"])
-def test_with_a_cache(shards: Path, plain: PlainLoader, plain_val: PlainLoader, cache: str, case: str) -> None:
+def test_with_caches_and_the_other_decoder(shards: Path, plain: PlainLoader, plain_val: PlainLoader, way: str, case: str) -> None:
     bad = [FIRST[position] for position in CASES[case]]
     break_some(shards, "train", bad, "mixed")
     break_some(shards, "val", [3, 4, 19], "mixed")
-    train, val = (loader(shards, split, cache=CACHES[cache], out="float32") for split in ("train", "val"))
+    train, val = (loader(shards, split, **WAYS[way]) for split in ("train", "val"))
     for epoch in range(3):
         assert plain.check(train, epoch, set(bad)) == 48
         assert plain_val.check(val, epoch, {3, 4, 19}) == 20
@@ -182,6 +178,22 @@ def test_any_ranks_and_batches_replace_alike(shards: Path, plain: PlainLoader, p
         ranks = [loader(shards, split, world=world, rank=rank, batch=batch, threads=1) for rank in range(world)]
         assert one.check(together(ranks), 0, set(bad)) == len(one)
         one.listed([skipped for rank in ranks for skipped in rank.skipped], ranks[0].shards, 0, set(bad))
+
+
+def pair(rank: int, shards: str) -> list[Any]:
+    one = loader(Path(shards), batch=12, rank=rank, world=2, threads=1, group=dist.group.WORLD)
+    batches = [(batch.ids, batch.labels, batch.images.contiguous()) for batch in one]
+    return [batches, [skipped.id for skipped in one.skipped]]
+
+
+def test_what_replaces_crosses_with_its_own_label_and_id(shards: Path, plain: PlainLoader, tmp_path: Path) -> None:
+    """Two columns of one net: each rank decodes half of a batch, and only it knows what its bad samples were replaced by."""
+    bad = [FIRST[position] for position in (3, 5, 6, 7, 30, 47)]
+    break_some(shards, "train", bad, "mixed")
+    results = on_ranks(pair, 2, tmp_path, str(shards))
+    for batches, _ in results:
+        assert plain.check([SimpleNamespace(ids=ids, labels=labels, images=images) for ids, labels, images in batches], 0, set(bad)) == 48
+    assert sorted(results[0][1] + results[1][1]) == sorted(bad)
 
 
 @pytest.mark.parametrize("mixture", MIXTURES)
@@ -243,17 +255,10 @@ def test_one_that_stands_in_for_two_and_is_bad_itself_takes_no_good_one_with_it(
 # --- what happens to a tar while it is read
 
 
-def ids_of(train: ImageLoader, path: Path, end: int = 0) -> set[int]:
-    """Samples of a tar that reach over its byte `end`."""
-    first = [sample for sample in range(len(train.shards)) if train.shards.place(sample)[0] == path]
-    reach = [train.shards.place(sample + 1)[2] - 512 if sample + 1 in first else path.stat().st_size for sample in first]
-    return {sample for sample, last in zip(first, reach, strict=True) if last > end}
-
-
 def test_a_tar_that_is_cut_while_it_is_read(shards: Path, plain: PlainLoader) -> None:
     path, train = shards / "train-000001.tar", loader(shards, prefetch=1)
     half = path.stat().st_size // 2
-    bad = ids_of(train, path, half)
+    bad = samples_beyond(train.shards, path, half)
     os.truncate(path, half)
     assert 2 <= len(bad) <= 6
     assert plain.check(train, 0, bad) == 48
@@ -267,7 +272,7 @@ def test_a_tar_whose_reading_is_an_error_of_the_disk(shards: Path, plain: PlainL
     monkeypatch.setattr("pipeline.samples.PAUSES", (0.01, 0.01))
     train, stopping = (loader(shards, order=order, window=2, on_bad_sample=on_bad) for on_bad in ("skip", "stop"))
     path = shards / "train-000001.tar"
-    bad = ids_of(train, path)
+    bad = samples_beyond(train.shards, path)
     path.unlink()
     path.mkdir()
     batches = list(train)

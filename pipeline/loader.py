@@ -121,7 +121,7 @@ class ImageLoader:
         self._share, self._group, self._cache = plan.share, plan.group, plan.cache
         if cache is not None and cache.where != "none" and cache.pixels == "yuv420" and decoder == "dali":
             self.notes.append("cache: YUV planes are decoded by TurboJPEG, since DALI gives none; the pixels are the same")
-        self._decoder = decoded_as(decoder, cache, plan.cache is not None)
+        self._decoder = decoded_as(decoder, cache, plan.cache is not None, self.device.type)
         self.times = StageTimes()
         self.given_up: Callable[[], object] = lambda: False  # asked while a batch is waited for; if true, LoadingGivenUp is raised
         self._samples = Samples(self.shards, on_bad_sample, replace=views == "train")

@@ -15,10 +15,14 @@ Views = Literal["train", "centre", "ten"]
 DecoderName = Literal["dali", "turbojpeg"]
 
 
-def decoded_as(decoder: DecoderName, cache: CacheSettings | None, cached: bool) -> Decoded:
-    """What comes out of the decoder: DALI cuts windows where nothing is kept. Raises InputError."""
+def decoded_as(decoder: DecoderName, cache: CacheSettings | None, cached: bool, device: str) -> Decoded:
+    """What comes out of the decoder. Raises InputError.
+
+    On a GPU DALI cuts windows where nothing is kept. On a CPU its cut costs more than decoding the whole picture and our copy of
+    the window (tools/bench_decode.py), and would not notice a picture that is damaged outside of the window.
+    """
     if cache is None or not cached:
-        return "yuv420" if decoder == "turbojpeg" else "windows"
+        return "yuv420" if decoder == "turbojpeg" else "rgb" if device == "cpu" else "windows"
     if decoder == "turbojpeg" and cache.pixels == "rgb":
         raise InputError("decoder turbojpeg gives YUV planes, which is what is cached; use cache_pixels: yuv420, or decoder: dali for rgb")
     return cache.pixels

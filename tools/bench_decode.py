@@ -32,6 +32,7 @@ from pipeline.graph import Decoder, Fed
 from pipeline.pixels import CpuPixels
 from pipeline.planes import cut_planes
 from pipeline.turbojpeg_planes import decode_planes
+from pipeline.windows import cut_windows
 from tools.bench_where import where
 from tools.picture import central_square
 
@@ -116,6 +117,10 @@ def make_rows(m: Material) -> list[Row]:
     def mirror(decoded: torch.Tensor, draws: Draws) -> None:
         pixels.finish(decoded.flatten(1), draws, np.zeros((len(draws.x), 3), np.float32), "uint8")
 
+    def cut(decoded: torch.Tensor, draws: Draws) -> None:
+        rows = np.arange(len(decoded))
+        cut_windows(windows[: len(rows)], rows, decoded.flatten(1).numpy(), SIZE, rows, draws.y, draws.x, draws.flip)
+
     def finish(decoded: torch.Tensor, draws: Draws) -> None:
         pixels.finish(decoded.flatten(1), draws, np.zeros((len(draws.x), 3), np.float32), "float32")
 
@@ -139,6 +144,7 @@ def make_rows(m: Material) -> list[Row]:
         Row("DALI, quality 80", "optimised tables", count, dali(m, m.q80, "pictures")),
         Row("DALI, batches of 8", "output stays in the processor's cache", count, dali(m, m.optimised, "pictures", 8)),
         Row("DALI, only the window", f"image_crop {CROP}: rows below it are not decoded", count, dali(m, m.optimised, "windows")),
+        Row("DALI, whole, cut by us", "our kernel copies the window, mirrored or not", count, dali(m, m.optimised, "pictures", then=cut)),
         Row("DALI, window, mirrored by us", "image_crop, then our kernel", count, dali(m, m.optimised, "windows", then=mirror)),
         Row(
             "DALI, window, finished by us",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,11 @@ class Statistics(BaseModel):
     pixels: int = Field(gt=0)
     images: int = Field(gt=0)
     manifest_sha256: str
+    sha256: str | None = None  # of the numbers above and of mean.npy, see sum_of; None in files of version 0.1.0
+
+    def sum_of(self, mean_file: bytes) -> str:
+        """SHA-256 of all but the two sums, as this JSON, and of mean.npy: a flipped bit in either would change every picture."""
+        return hashlib.sha256(self.model_dump_json(exclude={"sha256", "manifest_sha256"}).encode() + mean_file).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -89,10 +95,13 @@ def statistics_of(count: int, total: np.ndarray, products: np.ndarray, images: i
 
 def write_colour_stats(folder: Path, stats: ColourStats) -> None:
     """Write mean.npy, then pca.json, which names the shards it belongs to and so is the last word."""
+    mean = io.BytesIO()
+    np.save(mean, stats.mean_image)
     with atomic_file(folder / MEAN_NAME) as file:
-        np.save(file, stats.mean_image)
+        file.write(mean.getbuffer())
+    statistics = stats.statistics.model_copy(update={"sha256": stats.statistics.sum_of(mean.getvalue())})
     with atomic_file(folder / STATISTICS_NAME, "w") as file:
-        file.write(stats.statistics.model_dump_json(indent=1) + "\n")
+        file.write(statistics.model_dump_json(indent=1) + "\n")
 
 
 def read_colour_stats(folder: Path, manifest_sha256: str, size: int) -> ColourStats:
@@ -102,7 +111,10 @@ def read_colour_stats(folder: Path, manifest_sha256: str, size: int) -> ColourSt
         statistics = Statistics.model_validate_json(read_bounded(path, _MAX_STATISTICS, f"statistics can have; {remedy}"))
         if statistics.manifest_sha256 != manifest_sha256:
             raise InputError(f"{path} was computed from other shards than those in {folder}; {remedy}")
-        return ColourStats(statistics, _read_mean(folder / MEAN_NAME, size, remedy))
+        mean, content = _read_mean(folder / MEAN_NAME, size, remedy)
+        if statistics.sha256 not in (None, statistics.sum_of(content)):
+            raise InputError(f"{path} or {MEAN_NAME} beside it is damaged: they do not have the sum they were written with; {remedy}")
+        return ColourStats(statistics, mean)
     except FileNotFoundError as error:
         raise InputError(f"{error.filename} is missing: the shards have no colour statistics yet; {remedy}") from None
     except ValidationError as error:
@@ -114,9 +126,10 @@ _MAX_STATISTICS = 1 << 16  # bytes; pca.json has 1,000
 _MAX_NPY_HEADER = 1000  # bytes; NumPy writes 128
 
 
-def _read_mean(path: Path, size: int, remedy: str) -> np.ndarray:
-    """The mean image; what its header asks for is checked before it is allocated. Raises InputError, FileNotFoundError."""
-    file = io.BytesIO(read_bounded(path, size * size * 3 * 4 + _MAX_NPY_HEADER, f"a mean image of {size} x {size} can have; {remedy}"))
+def _read_mean(path: Path, size: int, remedy: str) -> tuple[np.ndarray, bytes]:
+    """The mean image, and its file; what its header asks for is checked before it is allocated. Raises InputError, FileNotFoundError."""
+    content = read_bounded(path, size * size * 3 * 4 + _MAX_NPY_HEADER, f"a mean image of {size} x {size} can have; {remedy}")
+    file = io.BytesIO(content)
     try:
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError("another version of the format than the first")
@@ -125,7 +138,7 @@ def _read_mean(path: Path, size: int, remedy: str) -> np.ndarray:
             file.seek(0)
             mean = np.load(file, allow_pickle=False)
             if np.isfinite(mean).all():
-                return mean
+                return mean, content
     except (ValueError, EOFError) as error:
         raise InputError(f"{path}: {str(error).splitlines()[0]}; {remedy}") from None
     raise InputError(f"{path} is {dtype} {shape}, not a finite float32 ({size}, {size}, 3); {remedy}")

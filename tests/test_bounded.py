@@ -147,6 +147,9 @@ def test_what_a_mean_image_asks_for_is_checked_before_it_is_allocated(shards: Pa
 def test_any_mean_image_that_numpy_writes_is_read(shards: Path) -> None:
     _, digest = read_manifest(shards)
     mean = read_colour_stats(shards, digest, 256).mean_image
+    statistics = json.loads((shards / "pca.json").read_text())
+    del statistics["sha256"]  # as in files of version 0.1.0
+    (shards / "pca.json").write_text(json.dumps(statistics))
     for array in (mean, np.asfortranarray(mean)):
         out = io.BytesIO()
         np.save(out, array)

@@ -98,7 +98,10 @@ def ranks_epochs(rank: int, shards: str, where: Any, pixels: Any, columns: int, 
     one = ImageLoader(shards, "train", batch=batch, seed=3, threads=1, augmentation=SMALL, machine=machine, cache=settings, **places)
     read: list[int] = []
     watch_reads(one, read)
-    batches = [(b.ids.tolist(), b.labels.tolist(), b.images.contiguous()) for _ in range(3) for b in one]
+    batches = []
+    for _ in range(3):
+        batches += [(b.ids.tolist(), b.labels.tolist(), b.images.contiguous()) for b in one]
+        dist.barrier()  # a rank that is an epoch ahead would decode what the other has not cached yet
     return [batches, read, one.notes]
 
 

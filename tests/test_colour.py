@@ -124,6 +124,19 @@ def test_missing_foreign_or_damaged_statistics_are_refused(shards: Path) -> None
         read_colour_stats(shards, digest, 256)
 
 
+def test_a_flipped_bit_in_numbers_or_mean_image_is_refused(shards: Path) -> None:
+    digest = ShardSet(shards, "train").digest
+    for name, at in (("mean.npy", 5000), ("pca.json", (shards / "pca.json").read_text().index('"covariance"') + 40)):
+        content = bytearray((shards / name).read_bytes())
+        whole = bytes(content)
+        content[at] ^= 1
+        (shards / name).write_bytes(content)
+        with pytest.raises(InputError, match="is damaged: they do not have the sum"):
+            read_colour_stats(shards, digest, 256)
+        (shards / name).write_bytes(whole)
+    read_colour_stats(shards, digest, 256)
+
+
 def test_no_shards(tmp_path: Path) -> None:
     one_line(run_command("tools/compute_pca.py", "--shards", tmp_path), "make_shards.py")
     one_line(run_command("tools/compute_pca.py", "--shards", tmp_path / "none"), "not a folder")

@@ -27,7 +27,8 @@ SOAK = bool(os.environ.get("SOAK"))
 ROUNDS = 2000 if SOAK else 120
 ROUNDS_LOADER, ROUNDS_JPEG = (4000, 1000) if SOAK else (56, 24)
 GROWTH = 20 << 20  # bytes in use that may be added over all rounds
-LOST = 60_000  # bytes a round with right sums: nvImageCodec loses 12 kB where libjpeg gives up and another of its decoders takes the picture
+# Bytes a round with right sums: nvImageCodec 0.9 never frees the 196,624 bytes of a picture in whose data libjpeg meets a stray marker.
+LOST = 300_000
 
 
 def read_all(folder: Path) -> list[tuple[str, bytes, int]]:

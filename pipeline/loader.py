@@ -224,7 +224,7 @@ class ImageLoader:
         try:
             for start in starts:
                 # While a batch is trained on, the next one crosses between the ranks of the group.
-                while len(crossing) < 2 and start + len(crossing) * self.batch in starts:
+                while len(crossing) < (1 if self._group is None else 2) and start + len(crossing) * self.batch in starts:
                     ready = self._taken(ahead)
                     crossing.append((ready, self._cross(ready)))
                 batch = self._complete(*crossing.popleft())

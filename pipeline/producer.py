@@ -16,6 +16,7 @@ import torch
 from pipeline.cache import Cache
 from pipeline.decode import DaliPictures, PlanesPictures
 from pipeline.device import upload
+from pipeline.errors import InputError
 from pipeline.feed import Feed, Part
 from pipeline.passes import Passes
 from pipeline.pixels import CpuPixels, Out
@@ -73,8 +74,12 @@ class Producer:
         for start in starts:
             if stop.is_set():
                 return
-            with self.times("read"):
-                part = self.feed.prepare(start)
+            try:
+                with self.times("read"):
+                    part = self.feed.prepare(start)
+            except InputError:  # the batches before it are good
+                yield from map(self._ready, under_way)
+                raise
             with self.times("decode"):
                 self.pictures.schedule(part)
             under_way.append(part)

@@ -176,14 +176,14 @@ def test_ctrl_c_while_the_store_is_dead_saves_and_ends(made_shards: Path, tmp_pa
 
 
 def test_a_bad_sample_that_ends_a_run_costs_no_step(shards: Path, tmp_path: Path) -> None:
-    """Batches of 8 of 48, and the bad sample is in the sixth, read ahead: the steps taken are saved, and skip goes on behind them."""
+    """Batches of 8 of 48, and the bad sample is in the sixth: five steps are saved, and skip goes on behind them."""
     train_set = ShardSet(shards, "train")
     path, _, offset = train_set.place(int(order(0, 0, len(train_set))[43]))
     flip(path, offset + 100)
     run, settings = tmp_path / "run", (*FIXED, "--set", "train.drop_epochs=[]")
     stopped = train(shards, run, *settings, epochs=1)
     one_line(stopped, "CRC-32C")
-    assert re.search(r"saved at step [1-5]: --resume goes on there, and with --on-bad-sample skip passes over a bad sample", stopped.stdout)
+    assert "saved at step 5: --resume goes on there, and with --on-bad-sample skip passes over a bad sample" in stopped.stdout
     again = train(shards, run, "--resume", "--on-bad-sample", "skip", recipe=False)
     assert again.returncode == 0, again.stderr
     assert sorted(losses(run)) == list(range(1, 7))

@@ -66,7 +66,7 @@ def test_damaged_shards_give_the_truth_or_an_error(made_shards: Path, tmp_path: 
             assert str(folder) in error, f"{what}: {error}"
             assert "\n" not in error
         shutil.copy(made_shards / path.name, path)
-    assert caught > ROUNDS // 4 * 0.7  # most damage is damage that matters
+    assert caught > ROUNDS // 4 * 0.8  # nearly every damage is one that matters
 
 
 # --- through the loader

@@ -18,7 +18,7 @@ DecoderName = Literal["dali", "turbojpeg"]
 def decoded_as(decoder: DecoderName, cache: CacheSettings | None, cached: bool, device: str) -> Decoded:
     """What comes out of the decoder. Raises InputError.
 
-    On a GPU DALI cuts windows where nothing is kept. On a CPU its cut costs more than decoding the whole picture and our copy of
+    On a GPU DALI cuts windows where nothing is kept. On a CPU its cut is no quicker than decoding the whole picture and our copy of
     the window (tools/bench_decode.py), and would not notice a picture that is damaged outside of the window.
     """
     if cache is None or not cached:

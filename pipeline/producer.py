@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from pipeline.decode import DaliPictures, PlanesPictures
 from pipeline.device import upload
 from pipeline.errors import InputError
 from pipeline.feed import Feed, Part
+from pipeline.freed import FreedMemory
 from pipeline.passes import Passes
 from pipeline.pixels import CpuPixels, Out
 from pipeline.pixels_gpu import GpuPixels
@@ -50,6 +51,7 @@ class Producer:
     device: torch.device
     stream: torch.cuda.Stream | None
     times: StageTimes
+    freed: FreedMemory = field(default_factory=FreedMemory)
 
     def run(self, epoch: int, starts: range, ahead: queue.Queue[Ready | BaseException], stop: threading.Event) -> None:
         """This rank's rows of the batches that start at `starts`, into the queue; an error goes in as itself."""
@@ -60,6 +62,7 @@ class Producer:
                 staging = self.passes.staging(ids, starts.start, stop)
                 self.feed.begin(ids, epoch, staging)
             for ready in self._decoded(starts, stop):
+                self.freed.hand_back()
                 with self.times("idle"):
                     ahead.put(ready)
         except BaseException as error:

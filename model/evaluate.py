@@ -131,10 +131,11 @@ def load_net(path: Path) -> tuple[AlexNet, Recipe, dict[str, Any]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Top-1 and top-5 error of a checkpoint on the validation shards.")
+    parser = argparse.ArgumentParser(description="Top-1 and top-5 error of a checkpoint on the validation or test shards.")
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--shards", default="shards", help="folder made by make_shards (default: shards/)")
     parser.add_argument("--views", type=int, choices=(1, 10), default=10, help="centre view, or the paper's ten (default: 10)")
+    parser.add_argument("--split", choices=("val", "test"), default="val", help="test: the paper's figures of ILSVRC2010 (default: val)")
     parser.add_argument("--batch", type=int, help="pictures at a time (default: by the recipe)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--on-bad-sample", choices=("stop", "skip"), default="stop", help="a picture that cannot be used is not counted by skip")
@@ -147,9 +148,11 @@ def main(arguments: list[str] | None = None) -> int:
         layout = Layout(device=torch.device(device))
         source = Source(given.shards, os.cpu_count() or 1, given.on_bad_sample, given.local, given.local_gb)
         recipe = change_recipe(recipe, ["data.decoder=dali"])  # the same pixels, and no library that this machine may not have
-        loader = validation_loader(source, recipe, layout, given.views, given.batch)
+        loader = validation_loader(source, recipe, layout, given.views, given.batch, given.split)
         if not len(loader.shards):
-            raise InputError(f"{given.shards} has no validation pictures; make shards from a source that has some")
+            raise InputError(f"{given.shards} has no pictures in its {given.split} split; make shards from a source that has some")
+        if given.split == "test" and loader.shards.read(0)[1] < 0:
+            raise InputError(f"the test pictures of {given.shards} have no labels (ILSVRC2012's were never published); evaluate with --split val")
         if [entry.wnid for entry in loader.shards.manifest.classes] != content["wnids"]:
             raise InputError(f"{given.shards} has other classes than {given.checkpoint} was trained on; give the shards of its training")
         keep_freed_memory(layout.device)

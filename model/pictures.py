@@ -79,12 +79,14 @@ def _kept_free_gb(recipe: Recipe, layout: Layout) -> float:
     return 2.0 + 0.08 * recipe.train.batch / layout.data_count
 
 
-def validation_loader(source: Source, recipe: Recipe, layout: Layout, views: int, batch: int | None = None) -> ImageLoader:
-    """The validation split for `layout`: the centre view, or the ten of the paper. Never cached: it is read once an epoch."""
+def validation_loader(
+    source: Source, recipe: Recipe, layout: Layout, views: int, batch: int | None = None, split: Literal["val", "test"] = "val"
+) -> ImageLoader:
+    """The validation or test split for `layout`: the centre view, or the ten of the paper. Never cached: it is read once an epoch."""
     batch = batch or max(layout.world, recipe.train.batch if views == 1 else recipe.train.batch // 4)
     kind: Literal["centre", "ten"] = "centre" if views == 1 else "ten"
     return ImageLoader(
-        source.shards, "val", batch=batch, views=kind, augmentation=augmentation(recipe), decoder=recipe.data.decoder, **source.common(layout)
+        source.shards, split, batch=batch, views=kind, augmentation=augmentation(recipe), decoder=recipe.data.decoder, **source.common(layout)
     )
 
 

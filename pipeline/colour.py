@@ -16,6 +16,7 @@ from pipeline.bounded import read_bounded
 from pipeline.errors import InputError
 
 STATISTICS_NAME, MEAN_NAME = "pca.json", "mean.npy"
+Taken = Literal["decoded", "before-encoding"]
 ColourRule = Literal["eigenvalue", "stddev", "none"]
 
 _Three = tuple[float, float, float]
@@ -35,11 +36,12 @@ class Statistics(BaseModel):
     pixels: int = Field(gt=0)
     images: int = Field(gt=0)
     manifest_sha256: str
+    taken: Taken = "decoded"  # from the shards' pictures as they are decoded, or as make_shards had them before encoding
     sha256: str | None = None  # of the numbers above and of mean.npy, see sum_of; None in files of version 0.1.0
 
     def sum_of(self, mean_file: bytes) -> str:
-        """SHA-256 of all but the two sums, as this JSON, and of mean.npy: a flipped bit in either would change every picture."""
-        return hashlib.sha256(self.model_dump_json(exclude={"sha256", "manifest_sha256"}).encode() + mean_file).hexdigest()
+        """SHA-256 of all numbers, as this JSON, and of mean.npy: a flipped bit in either would change every picture."""
+        return hashlib.sha256(self.model_dump_json(exclude={"sha256", "manifest_sha256", "taken"}).encode() + mean_file).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class ColourStats:
         return (255.0 * sigma * (normals * size) @ np.asarray(self.statistics.eigenvectors)).astype(np.float32)
 
 
-def statistics_of(count: int, total: np.ndarray, products: np.ndarray, images: int, manifest_sha256: str) -> Statistics:
+def statistics_of(count: int, total: np.ndarray, products: np.ndarray, images: int, manifest_sha256: str, taken: Taken = "decoded") -> Statistics:
     """Statistics on [0, 1] from exact integer sums over pixels 0..255: total (3,) and products (3, 3) = sum of x x^T.
 
     The covariance is taken over integers before the only division, so nothing cancels: (n * products - total total^T) / n^2.
@@ -90,6 +92,7 @@ def statistics_of(count: int, total: np.ndarray, products: np.ndarray, images: i
         pixels=count,
         images=images,
         manifest_sha256=manifest_sha256,
+        taken=taken,
     )
 
 

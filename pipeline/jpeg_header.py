@@ -16,7 +16,7 @@ MAX_SEGMENTS = 1000  # before the frame header: a colour profile of the largest 
 _BASELINE = 0xC0
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0..15; the three others are Huffman tables, reserved, arithmetic tables
 _BARE = frozenset({0x00, 0x01, *range(0xD0, 0xDB)})  # no length follows, or the header is over: RST, SOI, EOI, SOS
-_420 = ((2, 2), (1, 1), (1, 1))
+_SAMPLINGS = {"4:2:0": ((2, 2), (1, 1), (1, 1)), "4:4:4": ((1, 1), (1, 1), (1, 1))}
 
 
 class Frame(NamedTuple):
@@ -72,11 +72,14 @@ def jpeg_size(jpeg: bytes | np.ndarray) -> tuple[int, int] | None:
     return (frame.width, frame.height) if frame else None
 
 
-def size_fault(jpeg: bytes | np.ndarray, size: int) -> str | None:
-    """Why a JPEG is not one of `size` x `size` pixels in three colours, by its header; None when it is. For a message: no remedy in it."""
-    if _begins_like_ours(size)(jpeg):
+def size_fault(jpeg: bytes | np.ndarray, size: int, square: bool = True) -> str | None:
+    """Why a JPEG is not one of `size` x `size` pixels in three colours, by its header; None when it is. For a message: no remedy in it.
+
+    square: False for pictures of which only the shorter side has `size` pixels.
+    """
+    if square and _begins_like_ours(size)(jpeg):
         return None
-    return _size_fault(read_frame(jpeg), size)
+    return _size_fault(read_frame(jpeg), size, square)
 
 
 @lru_cache
@@ -88,23 +91,26 @@ def _begins_like_ours(size: int) -> Callable[[bytes | np.ndarray], object]:
     return match
 
 
-def _size_fault(frame: Frame | None, size: int) -> str | None:
+def _size_fault(frame: Frame | None, size: int, square: bool) -> str | None:
     if frame is None:
         return "it has no JPEG header that can be read"
-    if frame.width != size or frame.height != size or len(frame.sampling) != 3:
+    right = {frame.width, frame.height} == {size} if square else min(frame.width, frame.height) == size
+    if not right or len(frame.sampling) != 3:
         colours = f"{len(frame.sampling)} colour{'s' * (len(frame.sampling) != 1)}"
-        return f"its JPEG header says {frame.width} x {frame.height} pixels in {colours}, not {size} x {size} in 3"
+        wanted = f"{size} x {size}" if square else f"a shorter side of {size}"
+        return f"its JPEG header says {frame.width} x {frame.height} pixels in {colours}, not {wanted} in 3"
     return None
 
 
-def format_fault(jpeg: bytes | np.ndarray, size: int) -> str | None:
-    """As size_fault, and also why it is not what the shard format asks for: baseline, 8 bits, 4:2:0."""
+def format_fault(jpeg: bytes | np.ndarray, size: int, square: bool = True, subsampling: str = "4:2:0") -> str | None:
+    """As size_fault, and also why it is not what the shard format asks for: baseline, 8 bits, 4:2:0 or 4:4:4."""
     frame = read_frame(jpeg)
-    why = _size_fault(frame, size)
+    why = _size_fault(frame, size, square)
     if why or frame is None:
         return why
     if not frame.baseline or frame.bits != 8:
         return f"it is not a baseline JPEG of 8 bits (baseline: {'yes' if frame.baseline else 'no'}, bits: {frame.bits})"
-    if frame.sampling != _420:
-        return f"its colours are sampled {', '.join(f'{h}x{v}' for h, v in frame.sampling)}, not 2x2, 1x1, 1x1 (4:2:0)"
+    if frame.sampling != _SAMPLINGS[subsampling]:
+        found, wanted = (", ".join(f"{h}x{v}" for h, v in sampling) for sampling in (frame.sampling, _SAMPLINGS[subsampling]))
+        return f"its colours are sampled {found}, not {wanted} ({subsampling})"
     return None

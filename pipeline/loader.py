@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,13 +28,14 @@ from pipeline.errors import InputError
 from pipeline.exchange import Exchange
 from pipeline.feed import Feed
 from pipeline.graph import Decoder
+from pipeline.manifest import SplitName
 from pipeline.order import Order
 from pipeline.passes import Passes
 from pipeline.pixels import CpuPixels, Out
 from pipeline.pixels_gpu import GpuPixels
 from pipeline.producer import Producer, Ready
 from pipeline.samples import OnBadSample, Samples, Skipped
-from pipeline.settings import DecoderName, Views, check_numbers, check_place, check_settings, check_state, check_words, decoded_as
+from pipeline.settings import DecoderName, Views, check_numbers, check_place, check_settings, check_shape, check_state, check_words, decoded_as
 from pipeline.shards import ShardSet
 from pipeline.times import StageTimes
 from pipeline.turbojpeg_planes import check_planes
@@ -46,7 +47,7 @@ class ImageLoader:
     """Batches of a split of a shard folder.
 
     shards: folder made by make_shards, with its colour statistics, or an fsspec URL of one, fetched shard by shard into the
-    folder `local`, of which it takes at most local_gb (10^9 bytes). split: "train" or "val". batch: images a step over ALL
+    folder `local`, of which it takes at most local_gb (10^9 bytes). split: "train", "val", "test" (labels may be -1). batch: images a step over ALL
     ranks. views: "train" (permuted order, random crop, flip and colour; N // batch steps an epoch, the N % batch samples left
     over are others in every epoch), "centre" or "ten" (stored order, every sample exactly once, the last batch short); by
     default "train" of the training split and "centre" of the other. crop: side of the pictures, 227 unless given here or by
@@ -66,7 +67,7 @@ class ImageLoader:
     def __init__(
         self,
         shards: str | Path,
-        split: Literal["train", "val"],
+        split: SplitName,
         *,
         batch: int,
         views: Views | None = None,
@@ -101,6 +102,7 @@ class ImageLoader:
                 raise InputError(f'device "{device}", but torch sees no GPU here; use device="cpu"')
             self.device = torch.device("cuda", torch.cuda.current_device() if self.device.index is None else self.device.index)
         self.shards = ShardSet(shards, split, local, local_gb)
+        check_shape(self.shards)
         self._size = self.shards.manifest.settings.size
         self._stats = read_colour_stats(self.shards.folder, self.shards.digest, self._size)
         check_words(views=views, order=order, out=out, decoder=decoder, on_bad_sample=on_bad_sample)

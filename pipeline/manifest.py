@@ -21,6 +21,17 @@ MAX_BYTES = 64 << 20
 MAX_COMMAS = 500_000  # at worst 2 kB of memory each: a megabyte of "{},{},..." would take a gigabyte
 _MANY_FAULTS = 1000  # listing them all, to show the first, would take 1 kB each
 
+SourceKind = Literal[
+    "ilsvrc2012-archives",
+    "ilsvrc2010-archives",
+    "whole-imagenet",
+    "kaggle",
+    "huggingface-parquet",
+    "huggingface-archives",
+    "class-folders",
+    "webdataset",
+]
+SplitName = Literal["train", "val", "test"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -29,22 +40,31 @@ class _Strict(BaseModel):
 
 
 class Settings(_Strict):
-    """How the pictures were made. size: pixels a side; quality: of the JPEG, 1..95; shard_size: samples planned a shard."""
+    """How the pictures were made.
+
+    size: pixels of the shorter side; quality: of the JPEG, 1..95; shape: the central "square", or "shorter", whole pictures;
+    decode: "scaled", a JPEG of more than twice `size` is halved by libjpeg before it is resized, or "full" (shards made before
+    there was a choice); shard_size: samples planned a shard.
+    """
 
     size: int = Field(ge=16, le=1024)
     quality: int = Field(ge=1, le=95)
-    subsampling: Literal["4:2:0"] = "4:2:0"
+    subsampling: Literal["4:2:0", "4:4:4"] = "4:2:0"
     resize: Literal["bicubic"] = "bicubic"
-    exif_orientation: Literal["ignored"] = "ignored"
+    shape: Literal["square", "shorter"] = "square"
+    decode: Literal["full", "scaled"] = "full"
+    exif_orientation: Literal["ignored", "applied"] = "ignored"
     shard_size: int = Field(ge=1)
     seed: int = Field(ge=0, lt=2**64)
 
 
 class Source(_Strict):
-    """Where the pictures came from. sha256 is over the listing (name, class, bytes of every file), not over contents."""
+    """Where the pictures came from. sha256 is over the listing (name, class, bytes of every file), not over contents. year: of the
+    class table; ilsvrc_id means another class in 2010 than in 2012."""
 
-    kind: Literal["ilsvrc2012-archives", "class-folders"]
+    kind: SourceKind
     sha256: Sha256
+    year: Literal[2010, 2011, 2012] | None = None
 
 
 class ClassEntry(_Strict):
@@ -57,7 +77,7 @@ class ClassEntry(_Strict):
 
 
 class Shard(_Strict):
-    name: str = Field(pattern=r"^(train|val)-[0-9]{6}\.tar$")  # never a path
+    name: str = Field(pattern=r"^(train|val|test)-[0-9]{6}\.tar$")  # never a path
     samples: int = Field(ge=1, le=MAX_SAMPLES)
     bytes: int = Field(ge=1)
     sha256: Sha256
@@ -77,9 +97,9 @@ class Split(_Strict):
 
 
 class Rejected(_Strict):
-    """A source file that is in no shard. name: as in the source; reason: the decoder's words."""
+    """A source file with a fault. name: as in the source; reason: the decoder's words."""
 
-    split: Literal["train", "val"]
+    split: SplitName
     name: str
     reason: str
 
@@ -90,8 +110,9 @@ class Manifest(_Strict):
     source: Source
     classes: tuple[ClassEntry, ...]
     classes_sha256: Sha256
-    splits: dict[Literal["train", "val"], Split]
+    splits: dict[SplitName, Split]
     rejected: tuple[Rejected, ...]
+    doubtful: tuple[Rejected, ...] = ()  # in a shard, though libjpeg found a fault in the source file
 
     @model_validator(mode="after")
     def _classes_agree(self) -> Manifest:
@@ -100,6 +121,14 @@ class Manifest(_Strict):
         if self.classes_sha256 != classes_digest(self.classes):
             raise ValueError("the class table does not have the SHA-256 that stands beside it")
         return self
+
+    def text(self) -> str:
+        """The file."""
+        return json.dumps(self.model_dump(), indent=1) + "\n"
+
+    def digest(self) -> str:
+        """SHA-256 of the file: the name of this set of shards everywhere."""
+        return hashlib.sha256(self.text().encode()).hexdigest()
 
 
 def classes_digest(classes: tuple[ClassEntry, ...]) -> str:
@@ -110,8 +139,7 @@ def classes_digest(classes: tuple[ClassEntry, ...]) -> str:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     with atomic_file(folder / NAME, "w") as file:
-        json.dump(manifest.model_dump(), file, indent=1)
-        file.write("\n")
+        file.write(manifest.text())
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, str]:

@@ -29,7 +29,7 @@ from pipeline.errors import InputError
 Stopped = Callable[[], bool]
 POLL = 0.05  # seconds between looks at a lock that another process has
 _SET = re.compile(r"^[0-9a-f]{16}$")  # folders and files of other names are not ours, and are left alone
-_TAR = re.compile(r"^(?:(?P<tar>(?:train|val)-[0-9]{6}\.tar)|\.(?P<coming>(?:train|val)-[0-9]{6}\.tar)\.tmp)$")
+_TAR = re.compile(r"^(?:(?P<tar>(?:train|val|test)-[0-9]{6}\.tar)|\.(?P<coming>(?:train|val|test)-[0-9]{6}\.tar)\.tmp)$")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 

@@ -62,6 +62,12 @@ def check_state(state: Any, samples: int) -> None:
         raise InputError(f"the state says epoch {state['epoch']}, position {state['position']}, but an epoch has positions 0 to {samples}")
 
 
+def check_shape(shards: ShardSet) -> None:
+    """Raises InputError for pictures that are not square: they have no mean image, and do not fit into one batch."""
+    if shards.manifest.settings.shape != "square":
+        raise InputError(f"{shards.folder} has whole pictures, of any aspect, and this loader takes squares; make shards with --resize square")
+
+
 def check_settings(shards: ShardSet, batch: int, crop: int, size: int, views: Views, world: int, out: Out) -> None:
     """Sizes that must fit each other. Raises InputError."""
     if crop > size:

@@ -30,7 +30,7 @@ def remote_shards(url: str, local: Path | None, local_gb: float | None) -> Remot
 
 
 class ShardSet:
-    """The samples of one split ("train" or "val"), numbered 0 .. len - 1 through its shards in the manifest's order.
+    """The samples of one split ("train", "val" or "test"), numbered 0 .. len - 1 through its shards in the manifest's order.
 
     Raises InputError on opening when a shard is missing or its size, index and manifest entry do not agree. Shards at a
     URL are fetched whole into a local folder, when `bring` is called or a sample is read.
@@ -45,6 +45,7 @@ class ShardSet:
         self.folder, self.split = Path(folder), split
         self.manifest: Manifest
         self.manifest, self.digest = read_manifest(self.folder)
+        self._square = self.manifest.settings.shape == "square"
         if split not in self.manifest.splits:
             raise InputError(
                 f"{self.folder} has no {split} split, only {', '.join(self.manifest.splits)}; make the shards again from a source that has one"
@@ -74,14 +75,16 @@ class ShardSet:
         return self._paths[shard], index.keys[row], int(index.jpeg_offset[row])
 
     def read(self, sample: int) -> tuple[np.ndarray, int]:
-        """Encoded picture, (bytes,) uint8, and label of a sample id, checked against the tar's headers. Raises BadSample."""
+        """Encoded picture, (bytes,) uint8, and label of a sample id, checked against the tar's headers; -1 for none. Raises BadSample."""
         shard = bisect_right(self._first, sample) - 1
         index, path, row = self._indexes[shard], self._paths[shard], sample - self._first[shard]
         jpeg, label = read_sample(self._descriptor(shard), path, index, row)
+        if label < 0 and self.split != "test":
+            raise BadSample(path, index.keys[row], int(index.jpeg_offset[row]), "it has no label, which only a test split may lack")
         if label >= len(self.manifest.classes):
             why = f"its label is {label}, but the manifest has {len(self.manifest.classes)} classes"
             raise BadSample(path, index.keys[row], int(index.jpeg_offset[row]), why)
-        fault = size_fault(jpeg, self.manifest.settings.size)  # before a decoder allocates what the picture's header asks for
+        fault = size_fault(jpeg, self.manifest.settings.size, self._square)  # before a decoder allocates what the picture's header asks for
         if fault is None and jpeg[-2:].tobytes() != END_OF_IMAGE:  # a decoder would find that only in some windows of the picture
             fault = "it is cut short: it does not end as a JPEG does"
         if fault:

@@ -7,18 +7,15 @@ TurboJPEG 2.0, which 2.1 and 3 have as well, so that a library of the system doe
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
-import importlib.util
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.jpeg_header import format_fault
+from pipeline.libturbojpeg import INSTALL, open_library
 
-INSTALL = "run: pip install turbojpeg==0.0.2"
 _ACCURATE_DCT, _STOP_ON_WARNING = 4096, 8192  # of turbojpeg.h: the ISLOW transform, as in DALI and Pillow; damage is an error
 _YCBCR = 1  # TJCS_YCbCr
 _MIN_SIZE = 16  # of 4 pixels and less libjpeg does not blend colours but repeats them
@@ -96,11 +93,8 @@ def _error(library: ctypes.CDLL, handle: int) -> str:
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL:
     """libturbojpeg: the one that comes in the wheel `turbojpeg`, or else the system's. Raises InputError."""
-    place = _place()
-    if place is None:
-        raise InputError(f"YUV 4:2:0 planes need libturbojpeg, which is not installed: {INSTALL}, or cache RGB")
+    library = open_library()
     try:
-        library = ctypes.CDLL(place)
         pointer, number = ctypes.c_void_p, ctypes.c_int
         buffer: list[Any] = [pointer, pointer, ctypes.c_ulong]  # handle, JPEG, its bytes
         library.tjInitDecompress.restype = pointer
@@ -108,15 +102,6 @@ def _library() -> ctypes.CDLL:
         library.tjGetErrorStr2.argtypes, library.tjGetErrorStr2.restype = [pointer], ctypes.c_char_p
         library.tjDecompressHeader3.argtypes = [*buffer, *[ctypes.POINTER(number)] * 4]
         library.tjDecompressToYUVPlanes.argtypes = [*buffer, ctypes.POINTER(pointer), number, ctypes.POINTER(number), number, number]
-    except (OSError, AttributeError) as error:
-        raise InputError(f"{place} cannot be used for YUV 4:2:0 planes ({error}): {INSTALL}, or cache RGB") from None
+    except AttributeError as error:
+        raise InputError(f"libturbojpeg cannot be used for YUV 4:2:0 planes ({error}): {INSTALL}, or cache RGB") from None
     return library
-
-
-def _place() -> str | None:
-    """Path or name of the library. The wheel's Python module is not imported: another one, PyTurboJPEG, bears its name."""
-    module = importlib.util.find_spec("turbojpeg")
-    if module and module.origin:
-        for path in sorted((Path(module.origin).parent / "turbojpeg.libs").glob("libturbojpeg*.so*")):
-            return str(path)
-    return ctypes.util.find_library("turbojpeg")

@@ -48,7 +48,7 @@ def made_shards(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     out = tmp_path_factory.mktemp("shards") / "shards"
     made = run_command("tools/make_shards.py", "--source", archives, "--out", out, "--shard-size", 8)
     assert made.returncode == 0, made.stderr
-    computed = run_command("tools/compute_pca.py", "--shards", out)
+    computed = run_command("tools/compute_pca.py", "--shards", out, "--decode")
     assert computed.returncode == 0, computed.stderr
     return out
 

@@ -217,14 +217,14 @@ def test_missing_parts_and_unknown_folders(archives: Path, folders: Path, tmp_pa
     (source / "ILSVRC2012_devkit_t12.tar.gz").unlink()
     command = ["tools/make_shards.py", "--out", tmp_path / "out", "--source"]
     one_line(run_command(*command, source), "ILSVRC2012_devkit_t12.tar.gz")
-    one_line(run_command(*command, tmp_path / "nowhere"), "is not a folder")
+    one_line(run_command(*command, tmp_path / "nowhere"), "is not there")
     one_line(run_command(*command, folders / "val"), "train/CLASS/")
     Image.new("RGB", (30, 30)).save(folders / "val" / "ILSVRC2012_val_00000001.JPEG")
     one_line(run_command(*command, folders), "ILSVRC2012_val_00000001.JPEG", "class folders")
     one_line(run_command(*command, folders, "--quality", 0), "--quality", "95")
 
 
-@pytest.mark.parametrize("seed", range(20 if os.environ.get("SOAK") else 1))
+@pytest.mark.parametrize("seed", range(50 if os.environ.get("SOAK") else 1))
 def test_killed_and_started_again(archives: Path, made_shards: Path, tmp_path: Path, seed: int) -> None:
     """SIGKILL at seeded moments; nothing half-written is taken for whole, and the end is the same bytes."""
     rng, out = np.random.default_rng(seed), tmp_path / "out"
@@ -260,16 +260,74 @@ def test_an_unfinished_folder_is_not_mixed_with_other_settings(archives: Path, t
     assert (out / "train-000000.tar").read_bytes() == b"somebody's"
 
 
-def test_full_disk(archives: Path, tmp_path: Path) -> None:
-    """A file-size limit is the full disk that a test can have without root: the same path, errno EFBIG."""
+@pytest.mark.parametrize("limit", [100, 30_000, 400_000])
+def test_full_disk(archives: Path, made_shards: Path, tmp_path: Path, limit: int) -> None:
+    """A file-size limit is the full disk that a test can have without root: the same path, errno EFBIG. 100 bytes are too few for the
+    first line of the progress, 30,000 for a shard, 400,000 for the pixel sums."""
     script = (
         "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000)); sys.argv = sys.argv[1:]; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); sys.argv = sys.argv[1:]; "
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     result = run_command("-c", script, "tools/make_shards.py", "--source", archives, "--out", tmp_path / "out", "--shard-size", 8)
     one_line(result, "free space")
     assert not (tmp_path / "out" / "manifest.json").exists()
-    assert not list((tmp_path / "out").glob("*.tar"))
     again = run_command("tools/make_shards.py", "--source", archives, "--out", tmp_path / "out", "--shard-size", 8)
     assert again.returncode == 0, again.stderr
+    assert shard_files(tmp_path / "out") == shard_files(made_shards)
+
+
+def test_a_killed_worker_is_replaced(archives: Path, made_shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "tools/make_shards.py", "--source", str(archives), "--out", str(out), "--shard-size", "8", "--workers", "2"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    workers: list[int] = []
+    while process.poll() is None and not workers:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        workers = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(workers[0], signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert shard_files(out) == shard_files(made_shards)
+
+
+def test_dry_run_says_all_and_writes_nothing(archives: Path, tmp_path: Path) -> None:
+    result = run_command("tools/make_shards.py", "--source", archives, "--out", tmp_path / "out", "--dry-run", "--workers", 2)
+    assert result.returncode == 0, result.stderr
+    total = CLASSES * (TRAIN + VAL)
+    for words in ("ilsvrc2012-archives", f"{CLASSES} classes of 2012", f"all {total} will take about", "MB of the", "2 processes of this machine"):
+        assert words in result.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_sums_taken_in_the_same_pass(shards: Path, tmp_path: Path) -> None:
+    """compute_pca has nothing to decode, and says what a decoding says but for the JPEGs' loss."""
+    for name in ("pca.json", "mean.npy"):
+        (shards / name).unlink()
+    for path in shards.glob("train-*.tar"):  # what is not read cannot be missed
+        path.rename(path.with_suffix(".away"))
+        path.write_bytes(b"x" * path.with_suffix(".away").stat().st_size)
+    quick = run_command("tools/compute_pca.py", "--shards", shards)
+    assert quick.returncode == 0, quick.stderr
+    assert "before encoding" in quick.stdout
+    taken, mean = json.loads((shards / "pca.json").read_text()), np.load(shards / "mean.npy")
+    for path in shards.glob("train-*.tar"):
+        path.with_suffix(".away").rename(path)
+    assert "has its colour statistics already" in run_command("tools/compute_pca.py", "--shards", shards).stdout
+    decoded = run_command("tools/compute_pca.py", "--shards", shards, "--decode", "--workers", 2)
+    assert decoded.returncode == 0, decoded.stderr
+    exact = json.loads((shards / "pca.json").read_text())
+    assert (taken["taken"], exact["taken"]) == ("before-encoding", "decoded")
+    assert taken["images"] == exact["images"] == CLASSES * TRAIN
+    np.testing.assert_allclose(taken["mean"], exact["mean"], atol=2e-3)
+    np.testing.assert_allclose(taken["covariance"], exact["covariance"], rtol=0.05)
+    assert np.abs(mean - np.load(shards / "mean.npy")).mean() < 1.0  # grey levels
+
+
+def test_sums_of_other_shards_or_damaged_ones_are_not_believed(shards: Path) -> None:
+    good = (shards / "sums.npz").read_bytes()
+    (shards / "sums.npz").write_bytes(good[: len(good) // 2])
+    assert "as decoded" in run_command("tools/compute_pca.py", "--shards", shards, "--decode").stdout
+    for name in ("pca.json", "mean.npy"):
+        (shards / name).unlink()
+    assert "as decoded" in run_command("tools/compute_pca.py", "--shards", shards).stdout

@@ -29,14 +29,16 @@ from pipeline.augment import Augmentation
 from pipeline.draws import Draws, draw
 from pipeline.errors import InputError, one_line_errors
 from pipeline.graph import Decoder, Fed
+from pipeline.manifest import Settings
 from pipeline.pixels import CpuPixels
 from pipeline.planes import cut_planes
 from pipeline.turbojpeg_planes import decode_planes
 from pipeline.windows import cut_windows
 from tools.bench_where import where
-from tools.picture import central_square
+from tools.picture import plain_pixels
 
 SIZE, CROP, BATCH = 256, 227, 128
+SETTINGS = Settings(size=SIZE, quality=90, shard_size=1, seed=0)
 THREADS = len(os.sched_getaffinity(0))
 
 
@@ -77,7 +79,7 @@ class Material:
         files = sorted(path for path in source.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))[:count]
         if not files:
             raise InputError(f"{source} holds no JPEGs; give a folder of some, such as the pictures/ that tools/bench_data.py makes")
-        squares = [central_square(path.read_bytes(), SIZE) for path in files]
+        squares = [Image.fromarray(plain_pixels(path.read_bytes(), SETTINGS)) for path in files]
         self.pictures = [squares[k % len(squares)] for k in range(count)]
         self.standard, self.optimised = encoded(self.pictures, 90, False), encoded(self.pictures, 90, True)
         self.q80 = encoded(self.pictures, 80, True)

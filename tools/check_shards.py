@@ -30,9 +30,10 @@ from pipeline.bounded import open_regular
 from pipeline.colour import MEAN_NAME, STATISTICS_NAME, read_colour_stats
 from pipeline.errors import InputError, one_line_errors
 from pipeline.jpeg_header import format_fault
-from pipeline.manifest import NAME, Manifest, Shard, read_manifest
+from pipeline.manifest import NAME, Manifest, Settings, Shard, read_manifest
 from pipeline.tarshard import Index, read_index, read_sample
 from pipeline.verify import check_shards
+from tools import pixel_sums
 from tools.shard_worker import start_worker
 
 CHUNK = 256  # samples a decoding task
@@ -53,8 +54,8 @@ def check_sums(folder: Path, shards: Sequence[Shard], workers: int) -> list[str 
 
 def check_pictures(folder: Path, shards: Sequence[Shard], manifest: Manifest, workers: int) -> list[str]:
     """A line for every sample whose picture or label is not as the format says, on `workers` processes. Raises InputError."""
-    size, classes = manifest.settings.size, len(manifest.classes)
-    tasks = [(folder / shard.name, shard.samples, start, size, classes) for shard in shards for start in range(0, shard.samples, CHUNK)]
+    settings, classes = manifest.settings, len(manifest.classes)
+    tasks = [(folder / shard.name, shard.samples, start, settings, classes) for shard in shards for start in range(0, shard.samples, CHUNK)]
     context = multiprocessing.get_context("spawn")
     with (
         tqdm(total=sum(shard.samples for shard in shards), unit=" pictures", desc="pictures", mininterval=_interval()) as bar,
@@ -100,37 +101,40 @@ def _index_of(path: Path, samples: int) -> Index:
     return read_index(path.with_suffix(".idx"), samples)
 
 
-def check_samples(path: Path, samples: int, start: int, size: int, classes: int) -> tuple[int, list[str]]:
+def check_samples(path: Path, samples: int, start: int, settings: Settings, classes: int) -> tuple[int, list[str]]:
     """In a worker: up to CHUNK samples of a shard from row `start` on; how many, and a line for each that is not right."""
     rows = range(start, min(start + CHUNK, samples))
     try:
         index = _index_of(path, samples)
         with open_regular(path) as file:
-            found = [_sample_fault(file.fileno(), path, index, row, size, classes) for row in rows]
+            found = [_sample_fault(file.fileno(), path, index, row, settings, classes) for row in rows]
     except OSError as error:
         return len(rows), [f"{path}: {error.strerror}; check the disk, then copy or make this shard again"]
     return len(rows), [fault for fault in found if fault is not None]
 
 
-def _sample_fault(descriptor: int, path: Path, index: Index, row: int, size: int, classes: int) -> str | None:
+def _sample_fault(descriptor: int, path: Path, index: Index, row: int, settings: Settings, classes: int) -> str | None:
     try:
         jpeg, label = read_sample(descriptor, path, index, row)
     except InputError as error:
         return str(error)
-    whys = [picture_fault(jpeg, size), f"label {label}, but the manifest has {classes} classes" if label >= classes else None]
+    least = -1 if path.name.startswith("test-") else 0  # labels of a test split may not be known
+    wrong_label = f"label {label}, but the manifest has {classes} classes" if not least <= label < classes else None
+    whys = [picture_fault(jpeg, settings), wrong_label]
     if not any(whys):
         return None
     why = ", and ".join(filter(None, whys))
     return f"{path}: sample {index.keys[row]} at offset {index.jpeg_offset[row]}: {why}; make this shard again"
 
 
-def picture_fault(jpeg: np.ndarray, size: int) -> str | None:
+def picture_fault(jpeg: np.ndarray, settings: Settings) -> str | None:
     """Why an encoded picture, (bytes,) uint8, is not one that the format allows and Pillow decodes; None when it is.
 
     The header comes first: what it claims would be allocated. libjpeg goes on after a wrong code in the picture's data
     with a warning that Pillow does not pass on: such a picture, damaged before its sums were taken, is not found.
     """
-    why = format_fault(jpeg, size)
+    square = settings.shape == "square"
+    why = format_fault(jpeg, settings.size, square, settings.subsampling)
     if why:
         return why
     try:
@@ -138,14 +142,14 @@ def picture_fault(jpeg: np.ndarray, size: int) -> str | None:
         picture.load()
     except (OSError, ValueError, SyntaxError, IndexError) as error:
         return f"it cannot be decoded ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-    if picture.mode != "RGB" or picture.size != (size, size):
-        return f"it decodes to {picture.mode} {picture.size[0]} x {picture.size[1]}, not RGB {size} x {size}"
+    if picture.mode != "RGB":
+        return f"it decodes to {picture.mode}, not RGB"
     return "it has EXIF data" if "exif" in picture.info else None
 
 
 def stray_files(folder: Path, manifest: Manifest) -> list[str]:
     """What lies in the folder and belongs to no part of the format, sorted."""
-    known = {NAME, STATISTICS_NAME, MEAN_NAME, "README.md", ".gitignore"}
+    known = {NAME, STATISTICS_NAME, MEAN_NAME, pixel_sums.NAME, "README.md", ".gitignore"}
     for split in manifest.splits.values():
         for shard in split.shards:
             known |= {shard.name, Path(shard.name).with_suffix(".idx").name}

@@ -1,41 +1,77 @@
-"""What a worker process of make_shards does: the pictures of one shard, converted and written."""
+"""What a worker process of make_shards does: the pictures of one shard, or of one piece of a stream, converted and written."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import os
 import signal
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.atomic import atomic_file
 from pipeline.manifest import Settings
 from pipeline.tarshard import write_shard
 from tools.picture import PictureError, convert
-from tools.sources import Entry
+from tools.pixel_sums import Sums, empty_sums
+from tools.shard_upload import send
+from tools.sources import Entry, read_stream
 
 
 @dataclass(frozen=True)
 class Task:
-    """One shard to make."""
+    """One shard to make of pictures that can be read anywhere. to: URL that it is sent to, and not kept; None: it stays."""
 
     split: str
     path: Path
     entries: list[Entry]
     settings: Settings
+    to: str | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Pictures that can only be read one behind the other, to be converted into one file; their shards are put together later.
+
+    read: their bytes, where the parent has read them; else they are read from the entries' file.
+    """
+
+    path: Path
+    entries: list[Entry]
+    settings: Settings
+    summed: bool
+    read: list[bytes] | None = None
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """One shard to put together from pieces. entries: those of the source; places: of each, (piece, offset, bytes); to: as of Task."""
+
+    split: str
+    path: Path
+    entries: list[Entry]
+    places: list[tuple[Path, int, int]]
+    to: str | None = None
 
 
 @dataclass(frozen=True)
 class Done:
-    """One shard made. samples may be fewer than planned, or none, when files were rejected; rejected: (name, reason)."""
+    """One shard or piece made.
 
-    split: str
+    samples may be fewer than planned, or none, when files were rejected; rejected and doubtful: (name, reason), the first in no
+    shard, the second in one, though libjpeg found a fault. sizes: of a piece, the bytes of each picture, 0 if rejected.
+    """
+
     name: str
     samples: int
     bytes: int
     sha256: str
-    rejected: list[tuple[str, str]]
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    doubtful: list[tuple[str, str]] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
 
 
 _counter: Any = None
@@ -49,24 +85,81 @@ def start_worker(counter: Any) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no worker outlives a killed parent and writes on
 
 
-def make_shard(task: Task) -> Done:
-    """In a worker: convert the pictures of one shard and write it."""
-    samples, rejected = [], []
-    for entry in task.entries:
+class _Converter:
+    """Converts one picture after the other, and keeps what is to be told of them. sums: of all its pictures, or None."""
+
+    def __init__(self, settings: Settings, summed: bool) -> None:
+        self.settings = settings
+        self.sums: Sums | None = empty_sums(settings.size) if summed else None
+        self.rejected: list[tuple[str, str]] = []
+        self.doubtful: list[tuple[str, str]] = []
+
+    def __call__(self, entry: Entry, data: bytes) -> bytes | None:
+        """The JPEG; None for a file that is no picture."""
         try:
-            jpeg = convert(_read(entry), task.settings.size, task.settings.quality)
-            samples.append((entry.key, jpeg, entry.label))
+            made = convert(data, self.settings)
         except PictureError as error:
-            rejected.append((entry.name, str(error)))
+            self.reject(entry, str(error))
+            return None
+        if made.doubt is not None:
+            self.doubtful.append((entry.name, made.doubt))
+        if self.sums is not None:
+            self.sums.add(made.pixels)
+        count_one()
+        return made.jpeg
+
+    def reject(self, entry: Entry, reason: str) -> None:
+        self.rejected.append((entry.name, reason))
+        count_one()
+
+
+def count_one() -> None:
+    """For the progress bar, where workers are of this machine."""
+    if _counter is not None:
         with _counter.get_lock():
             _counter.value += 1
+
+
+def make_shard(task: Task) -> tuple[Done, Sums | None]:
+    """In a worker: convert the pictures of one shard and write it."""
+    converter = _Converter(task.settings, summed_up(task.split, task.settings))
+    samples = []
+    for entry in task.entries:
+        try:
+            data = read_entry(entry)
+        except PictureError as error:
+            converter.reject(entry, str(error))
+            continue
+        jpeg = converter(entry, data)
+        if jpeg is not None:
+            samples.append((entry.key, jpeg, entry.label))
+    made = _written(task, samples)
+    if made.samples and converter.sums is not None:
+        converter.sums.of.add(made.name)
+    return replace(made, rejected=converter.rejected, doubtful=converter.doubtful), converter.sums
+
+
+def summed_up(split: str, settings: Settings) -> bool:
+    """Whether pixels of a split are summed for the colour statistics: of training pictures, which are all of one size."""
+    return split == "train" and settings.shape == "square"
+
+
+def _written(task: Task | Assembly, samples: list[tuple[str, bytes, int]]) -> Done:
+    """Write a shard, and send it where it is to be."""
     if not samples:
-        return Done(task.split, task.path.name, 0, 0, "", rejected)
+        return Done(task.path.name, 0, 0, "")
+    if task.to is not None:
+        task.path.parent.mkdir(parents=True, exist_ok=True)  # on another machine of a cluster
     written = write_shard(task.path, samples)
-    return Done(task.split, task.path.name, written.samples, written.bytes, written.sha256, rejected)
+    if task.to is not None:
+        for path in (task.path.with_suffix(".idx"), task.path):
+            send(path, task.to)
+            path.unlink()
+    return Done(task.path.name, written.samples, written.bytes, written.sha256)
 
 
-def _read(entry: Entry) -> bytes:
+def read_entry(entry: Entry) -> bytes:
+    """Raises PictureError for a file that cannot be read."""
     try:
         with open(entry.file, "rb") as file:
             data = os.pread(file.fileno(), entry.size, entry.offset)
@@ -75,3 +168,43 @@ def _read(entry: Entry) -> bytes:
     if len(data) != entry.size:
         raise PictureError(f"only {len(data)} of its {entry.size} bytes could be read")
     return data
+
+
+def make_piece(piece: Piece) -> tuple[Done, Sums | None]:
+    """In a worker: convert pictures that stand one behind the other in their file, into one file, one behind the other."""
+    converter, digest, sizes = _Converter(piece.settings, piece.summed), hashlib.sha256(), []
+    with atomic_file(piece.path) as file:
+        for entry, data in zip(piece.entries, _stream(piece), strict=True):
+            jpeg = converter(entry, data) or b""
+            sizes.append(len(jpeg))
+            digest.update(jpeg)
+            file.write(jpeg)
+    if converter.sums is not None:
+        converter.sums.of.add(piece.path.name)
+    samples = sum(size > 0 for size in sizes)
+    return Done(piece.path.name, samples, sum(sizes), digest.hexdigest(), converter.rejected, converter.doubtful, sizes), converter.sums
+
+
+def _stream(piece: Piece) -> Iterable[bytes]:
+    if piece.read is not None:
+        return piece.read
+    return _consecutive(piece.entries)
+
+
+def _consecutive(entries: list[Entry]) -> Iterator[bytes]:
+    """The pictures of entries that may begin in one file and end in the next."""
+    start = 0
+    for k in range(1, len(entries) + 1):
+        if k == len(entries) or entries[k].file != entries[start].file:
+            yield from read_stream(entries[start].file, entries[start].offset, k - start)
+            start = k
+
+
+def assemble_shard(task: Assembly) -> tuple[Done, None]:
+    """In a worker: a shard from pictures that were converted already."""
+    samples = []
+    for entry, (piece, offset, size) in zip(task.entries, task.places, strict=True):
+        if size:
+            with open(piece, "rb") as file:
+                samples.append((entry.key, os.pread(file.fileno(), size, offset), entry.label))
+    return _written(task, samples), None

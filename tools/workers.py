@@ -1,0 +1,147 @@
+"""Tasks on worker processes, of this machine or of a Dask cluster, through `concurrent.futures`."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from pipeline.errors import InputError
+from tools.shard_worker import start_worker
+
+DEATHS = 5  # of workers in one run; more, and it is the machine
+TICK = 0.2  # seconds between looks at the progress
+
+
+class Named(Protocol):
+    """A task: `path` is the file that it makes."""
+
+    @property
+    def path(self) -> Path: ...
+
+
+Work = TypeVar("Work", bound=Named)
+
+
+@dataclass(frozen=True)
+class Workers:
+    """open: an executor of so many processes. count: tasks that run at once. where: for messages. pictures_done: so far, where
+    workers can say so while a task runs. killed: what a task raises whose worker died too often, where the engine tries again itself."""
+
+    open: Callable[[int], AbstractContextManager[Executor]]
+    count: int
+    where: str
+    pictures_done: Callable[[], int] | None = None
+    killed: tuple[type[Exception], ...] = ()
+
+    def run(self, function: Callable[[Work], Any], tasks: Iterable[Work], done: Callable[[Any], None], tick: Callable[[], None]) -> None:
+        """function over all tasks; done with each result, in the order in which they end, tick several times a second.
+
+        A worker that dies takes the tasks under way with it: each of them is tried again, alone, and once more, so that the one
+        that kills its worker is known by name. Raises InputError for it.
+        """
+        queue, deaths, suspects = iter(tasks), 0, list[Work]()
+        while True:
+            suspects = self._run(function, queue, self.count, done, tick)
+            if not suspects:
+                return
+            deaths += 1
+            for task in suspects:
+                if self._run(function, iter([task]), 1, done, tick) and self._run(function, iter([task]), 1, done, tick):
+                    raise InputError(
+                        f"{task.path.name}: the worker that makes it died twice (out of memory?); run the same command again to go on, "
+                        "with fewer --workers"
+                    )
+            if deaths == DEATHS:
+                raise InputError(
+                    f"workers died {deaths} times over different shards (out of memory?); run the same command again to go on, with fewer --workers"
+                )
+
+    def _run(
+        self, function: Callable[[Work], Any], queue: Iterator[Work], count: int, done: Callable[[Any], None], tick: Callable[[], None]
+    ) -> list[Work]:
+        """Until the queue is empty, or a worker dies: then the tasks that were under way."""
+        under_way: dict[Future[Any], Work] = {}
+        try:
+            with self.open(count) as executor:
+                try:
+                    while True:
+                        while len(under_way) <= count and (task := next(queue, None)) is not None:  # one waits, so that no worker does
+                            under_way[_submitted(executor, function, task, under_way)] = task
+                        if not under_way:
+                            return []
+                        ended, _ = wait(under_way, timeout=TICK, return_when=FIRST_COMPLETED)
+                        for future in ended:
+                            done(self._result(future, under_way[future]))
+                            del under_way[future]
+                        tick()
+                except BaseException:
+                    executor.shutdown(wait=False, cancel_futures=True)
+                    raise
+        except _TaskLostError as lost:
+            return [*under_way.values(), lost.task]
+        except BrokenExecutor:
+            return list(under_way.values())
+
+    def _result(self, future: Future[Any], task: Named) -> Any:
+        try:
+            return future.result()
+        except self.killed as error:
+            raise InputError(f"{task.path.name}: the workers that made it died ({error}); run the same command again to go on") from None
+
+
+class _TaskLostError(Exception):
+    """The executor had broken before the task could be handed in."""
+
+    def __init__(self, task: Any) -> None:
+        super().__init__()
+        self.task = task
+
+
+def _submitted(executor: Executor, function: Callable[[Work], Any], task: Work, under_way: dict[Future[Any], Work]) -> Future[Any]:
+    try:
+        return executor.submit(function, task)
+    except BrokenExecutor:
+        raise _TaskLostError(task) from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise _TaskLostError(task) from None  # "handle is closed": the pool broke while it was starting a process for this task
+
+
+def local_workers(count: int) -> Workers:
+    """Processes of this machine."""
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("q", 0)
+
+    def open_pool(processes: int) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(processes, context, start_worker, (counter,))
+
+    return Workers(open_pool, count, f"{count} process{'es' * (count != 1)} of this machine", lambda: counter.value)
+
+
+@contextmanager
+def dask_workers(address: str) -> Iterator[Workers]:
+    """Threads of the workers of a Dask cluster, which must see the source and the output under the same paths. Raises InputError."""
+    try:
+        from distributed import Client, KilledWorker
+    except ImportError:
+        raise InputError("--dask needs Dask: run: pip install 'alexnet-imagenet[dask]', here and on the workers, at the same version") from None
+    try:
+        client = Client(address, timeout=10)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise InputError(f"no Dask scheduler answers at {address} ({error}); start one with: dask scheduler") from None
+    with client:
+        threads = sum(client.nthreads().values())
+        if not threads:
+            raise InputError(f"the Dask scheduler at {address} has no workers; start them with: dask worker {address}")
+        yield Workers(
+            lambda count: client.get_executor(pure=False, retries=0),
+            threads,
+            f"{threads} threads of the Dask cluster at {address}",
+            killed=(KilledWorker,),
+        )

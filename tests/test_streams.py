@@ -61,6 +61,15 @@ def test_a_stream_gives_the_pictures_of_folders(make: Callable[[Path], dict[str,
     assert "before encoding" in computed.stdout, computed.stderr
 
 
+def test_any_source_can_be_read_in_order(tmp_path: Path) -> None:
+    """The same bytes as when it is read anywhere."""
+    make_kaggle(tmp_path / "source")
+    for name, more in (("anywhere", ()), ("in-order", ("--in-order",))):
+        made = run_command(*command(tmp_path / "source", tmp_path / name, *more))
+        assert made.returncode == 0, made.stderr
+    assert files_of(tmp_path / "in-order") == files_of(tmp_path / "anywhere")
+
+
 @pytest.mark.parametrize("seed", range(10 if os.environ.get("SOAK") else 1))
 @pytest.mark.parametrize("make", STREAMS.values(), ids=STREAMS)
 def test_a_stream_killed_and_started_again(

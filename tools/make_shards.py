@@ -25,10 +25,11 @@ from tools.sources import Listing, list_source, verify_sums
 from tools.workers import Workers, dask_workers, local_workers
 
 
-def make_shards(source: Path, out: Path, settings: Settings, workers: Workers, to: str | None = None) -> Manifest:
+def make_shards(source: Path, out: Path, settings: Settings, workers: Workers, to: str | None = None, in_order: bool = False) -> Manifest:
     """Make the shards of `source` in `out`, or say that they are there. Raises InputError for a source or folder that cannot be used.
 
-    to: URL that they are sent to; `out` is then where they are made, and the progress is kept.
+    to: URL that they are sent to; `out` is then where they are made, and the progress is kept. in_order: read the source from its
+    beginning to its end, as is done anyway where it cannot be read otherwise.
     """
     if to is not None:
         out.mkdir(exist_ok=True)
@@ -38,7 +39,7 @@ def make_shards(source: Path, out: Path, settings: Settings, workers: Workers, t
         return finished
     listing = list_source(source)
     _describe(source, listing)
-    with claim(out, settings, listing, to) as job:
+    with claim(out, settings, listing, to, in_order or bool(listing.streamed)) as job:
         _announce(job, workers)
         return job.run(workers)
 
@@ -55,18 +56,18 @@ def _announce(job: Job, workers: Workers) -> None:
     """Say how much space and time the rest will take. Raises InputError where there is not enough space."""
     left = sum(map(len, job.listing.splits.values())) - sum(found.samples for found in job.done.values())
     if left > 0:
-        print(_outlook(job.listing, job.settings, None if job.to else job.out, workers, left))
+        print(_outlook(job.listing, job.settings, None if job.to else job.out, workers, left, job.in_order))
 
 
-def _outlook(listing: Listing, settings: Settings, out: Path | None, workers: Workers, pictures: int) -> str:
+def _outlook(listing: Listing, settings: Settings, out: Path | None, workers: Workers, pictures: int, in_order: bool) -> str:
     """out: None where the shards go to a URL, whose free space nobody knows. Raises InputError where there is not enough space."""
     found = estimate(listing, settings)
     needed = pictures * found.bytes_a_picture
     space = f"about {gigabytes(needed)}"
-    if listing.streamed:
-        space += ", and as much again while it runs, since this source can only be read from its beginning to its end,"
+    if in_order:
+        space += ", and as much again while it runs, since the source is read from its beginning to its end,"
     if out is not None:
-        space += f" of the {gigabytes(check_space(out, needed * (2 if listing.streamed else 1)))} free"
+        space += f" of the {gigabytes(check_space(out, needed * (2 if in_order else 1)))} free"
     seconds = pictures * found.seconds_a_picture / workers.count
     time_needed = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} s"
     rate = f"{1 / found.seconds_a_picture:,.0f}" if found.seconds_a_picture else "?"
@@ -141,6 +142,9 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the order of samples (default: 0)")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: all cores)")
     parser.add_argument("--dask", metavar="ADDRESS", help="run on the Dask cluster whose scheduler is at this address; see docs/cluster.md")
+    parser.add_argument(
+        "--in-order", action="store_true", help="read the source from its beginning to its end, for hard disks; takes as much space again"
+    )
     parser.add_argument("--verify", action="store_true", help="check the archives' published MD5 first")
     parser.add_argument("--dry-run", action="store_true", help="look at the source, say what would be made, and stop")
     parser.add_argument("--allow-failures", type=int, default=0, metavar="N", help="exit 0 with up to N rejected files (default: 0)")
@@ -192,9 +196,10 @@ def _run(given: argparse.Namespace) -> int:
         if given.dry_run:
             listing = list_source(source)
             _describe(source, listing)
-            print(_outlook(listing, settings, None if to else out, workers, sum(map(len, listing.splits.values()))))
+            total = sum(map(len, listing.splits.values()))
+            print(_outlook(listing, settings, None if to else out, workers, total, given.in_order or bool(listing.streamed)))
             return 0
-        manifest = make_shards(source, out, settings, workers, to)
+        manifest = make_shards(source, out, settings, workers, to, given.in_order)
     fsync_folder(out)
     if to is not None:
         shutil.rmtree(out)

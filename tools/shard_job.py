@@ -35,21 +35,22 @@ WRITE_EPOCH = 2**32 - 1  # the order of samples in the shards: an epoch number t
 class Job:
     """A claimed output folder, and what is done in it.
 
-    to: URL that the shards are sent to; `out` then has only what is not sent yet, and the progress. sums: None where an earlier
-    run's were lost; compute_pca then does without.
+    to: URL that the shards are sent to; `out` then has only what is not sent yet, and the progress. in_order: read the source from its
+    beginning to its end. sums: None where an earlier run's were lost; compute_pca then does without.
     """
 
     listing: Listing
     out: Path
     settings: Settings
     to: str | None
+    in_order: bool
     progress: IO[str]
     sums: Sums | None
     done: dict[str, Done] = field(default_factory=dict)
 
     def run(self, workers: Workers) -> Manifest:
         """Do all that is still to be done. Raises InputError."""
-        pieces = cut_into_pieces(self.listing, self.out, self.settings) if self.listing.streamed else []
+        pieces = cut_into_pieces(self.listing, self.out, self.settings) if self.in_order else []
         planned = list(self._planned())
         if pieces:
             left = self._left(pieces)
@@ -142,7 +143,7 @@ def _sorted(found: Any) -> tuple[Rejected, ...]:
 
 
 @contextmanager
-def claim(out: Path, settings: Settings, listing: Listing, to: str | None = None) -> Iterator[Job]:
+def claim(out: Path, settings: Settings, listing: Listing, to: str | None, in_order: bool) -> Iterator[Job]:
     """The folder, locked; begun if nothing is there, else with what is done. Begun with other settings, or in use, it is an InputError."""
     out.mkdir(parents=True, exist_ok=True)
     mark = json.dumps({"settings": settings.model_dump(), "source": listing.source.model_dump()})
@@ -160,12 +161,12 @@ def claim(out: Path, settings: Settings, listing: Listing, to: str | None = None
         for leftover in out.glob(".*.tmp"):
             leftover.unlink()
         if first.endswith("\n"):
-            yield Job(listing, out, settings, to, progress, *_already_done(progress, out, settings, to))
+            yield Job(listing, out, settings, to, in_order, progress, *_already_done(progress, out, settings, to))
             return
         progress.truncate(0)
         _record(progress, mark)
         (out / SUMS).unlink(missing_ok=True)
-        yield Job(listing, out, settings, to, progress, total_sums(settings.size) if settings.shape == "square" else None)
+        yield Job(listing, out, settings, to, in_order, progress, total_sums(settings.size) if settings.shape == "square" else None)
 
 
 def _record(progress: IO[str], line: str) -> None:

@@ -34,15 +34,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Piece:
-    """Pictures that can only be read one behind the other, to be converted into one file; their shards are put together later.
+    """Pictures that stand one behind the other in the source, to be converted into one file; shards are put together from such later.
 
-    read: their bytes, where the parent has read them; else they are read from the entries' file.
+    read: their bytes, where the parent has read them. streamed: their files can only be read from one picture to the next.
     """
 
     path: Path
     entries: list[Entry]
     settings: Settings
     summed: bool
+    streamed: bool
     read: list[bytes] | None = None
 
 
@@ -94,23 +95,20 @@ class _Converter:
         self.rejected: list[tuple[str, str]] = []
         self.doubtful: list[tuple[str, str]] = []
 
-    def __call__(self, entry: Entry, data: bytes) -> bytes | None:
-        """The JPEG; None for a file that is no picture."""
+    def __call__(self, entry: Entry, data: bytes | None) -> bytes | None:
+        """The JPEG; None for a file that is no picture. data: None for a picture that has still to be read."""
         try:
-            made = convert(data, self.settings)
+            made = convert(read_entry(entry) if data is None else data, self.settings)
         except PictureError as error:
-            self.reject(entry, str(error))
+            self.rejected.append((entry.name, str(error)))
             return None
+        finally:
+            count_one()
         if made.doubt is not None:
             self.doubtful.append((entry.name, made.doubt))
         if self.sums is not None:
             self.sums.add(made.pixels)
-        count_one()
         return made.jpeg
-
-    def reject(self, entry: Entry, reason: str) -> None:
-        self.rejected.append((entry.name, reason))
-        count_one()
 
 
 def count_one() -> None:
@@ -125,12 +123,7 @@ def make_shard(task: Task) -> tuple[Done, Sums | None]:
     converter = _Converter(task.settings, summed_up(task.split, task.settings))
     samples = []
     for entry in task.entries:
-        try:
-            data = read_entry(entry)
-        except PictureError as error:
-            converter.reject(entry, str(error))
-            continue
-        jpeg = converter(entry, data)
+        jpeg = converter(entry, None)
         if jpeg is not None:
             samples.append((entry.key, jpeg, entry.label))
     made = _written(task, samples)
@@ -185,10 +178,10 @@ def make_piece(piece: Piece) -> tuple[Done, Sums | None]:
     return Done(piece.path.name, samples, sum(sizes), digest.hexdigest(), converter.rejected, converter.doubtful, sizes), converter.sums
 
 
-def _stream(piece: Piece) -> Iterable[bytes]:
+def _stream(piece: Piece) -> Iterable[bytes | None]:
     if piece.read is not None:
         return piece.read
-    return _consecutive(piece.entries)
+    return _consecutive(piece.entries) if piece.streamed else [None] * len(piece.entries)
 
 
 def _consecutive(entries: list[Entry]) -> Iterator[bytes]:

@@ -1,14 +1,15 @@
-"""Sources that can only be read one behind the other: converted in their own order into pieces, from which shards are put together.
+"""Sources read from their beginning to their end: converted in their own order into pieces, from which shards are put together.
 
-A shard holds pictures from anywhere in the source. To find 2,000 of them in a compressed file it would have to be read through
-for each shard; so it is read once, and what is kept between is the converted pictures, a fifth of the source.
+A shard holds pictures from anywhere in the source. To find 2,000 of them in compressed files these would have to be read through
+for each shard, and a hard disk would spend its time in seeking; so the source is read once, and what is kept in between is the
+converted pictures, a fifth of the source.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 
 from pipeline.manifest import Settings
@@ -19,29 +20,27 @@ PIECE = 500  # pictures at least, of a parquet file; exactly, of a tar.gz, which
 
 
 def cut_into_pieces(listing: Listing, out: Path, settings: Settings) -> list[Piece]:
-    """All pieces of a streamed source; for tar.gz without the bytes, see with_bytes."""
+    """All pieces of a source; for tar.gz without the bytes, see with_bytes."""
     pieces: list[Piece] = []
     for split, entries in listing.splits.items():
-        for file, of_file in groupby(entries, key=lambda entry: entry.file):
-            for some in _runs(list(of_file), file, listing.streamed == "parquet"):
-                path = out / f".{split}-{len(pieces):06d}.piece"
-                pieces.append(Piece(path, some, settings, summed_up(split, settings)))
+        for some in _runs(entries, listing.streamed):
+            path = out / f".{split}-{len(pieces):06d}.piece"
+            pieces.append(Piece(path, some, settings, summed_up(split, settings), bool(listing.streamed)))
     return pieces
 
 
-def _runs(entries: list[Entry], file: str, parquet: bool) -> Iterator[list[Entry]]:
-    """Entries of one file in runs, which for parquet end where a row group does."""
-    if not parquet:
-        yield from (entries[start : start + PIECE] for start in range(0, len(entries), PIECE))
-        return
-    start = end = 0
-    for rows in row_groups(file):
-        end += rows
-        if end - start >= PIECE:
-            yield entries[start:end]
-            start = end
-    if start < len(entries):
-        yield entries[start:]
+def _runs(entries: list[Entry], streamed: str) -> Iterator[list[Entry]]:
+    """Entries in runs: of a stream's files one file each, and for parquet to the end of a row group."""
+    of_files = (list(some) for _, some in groupby(entries, key=lambda entry: entry.file)) if streamed else [entries]
+    for of_file in of_files:
+        ends = accumulate(row_groups(of_file[0].file)) if streamed == "parquet" else range(PIECE, len(of_file), PIECE)
+        start = 0
+        for end in ends:
+            if end - start >= PIECE:
+                yield of_file[start:end]
+                start = end
+        if start < len(of_file):
+            yield of_file[start:]
 
 
 def with_bytes(pieces: list[Piece], done: Collection[str]) -> Iterator[Piece]:
@@ -58,7 +57,7 @@ def with_bytes(pieces: list[Piece], done: Collection[str]) -> Iterator[Piece]:
 
 
 def places_of(pieces: list[Piece], done: dict[str, Done]) -> dict[tuple[str, int], tuple[Path, int, int]]:
-    """Of every picture of a streamed source, by its file and number in it: piece, offset and bytes there."""
+    """Of every picture of the source, by its file and number in it: piece, offset and bytes there."""
     places = {}
     for piece in pieces:
         offset = 0

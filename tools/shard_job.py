@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -110,7 +110,8 @@ class Job:
         told = [(piece.path.name[1:].split("-")[0], self.done[piece.path.name]) for piece in pieces] or made
         manifest = _manifest(self.listing, self.settings, made, told)
         if self.sums is not None and self.sums.images:
-            write_sums(self.out / pixel_sums.NAME, self.sums, manifest.digest())
+            # Without the names of what was summed, which depend on the way through the source.
+            write_sums(self.out / pixel_sums.NAME, replace(self.sums, of=set()), manifest.digest())
         write_manifest(self.out, manifest)
         if self.to is not None:
             for name in (pixel_sums.NAME, NAME):  # the manifest last: a folder that has one is complete

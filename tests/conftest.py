@@ -79,6 +79,16 @@ def reseal(shards: Path, name: str, change: Callable[[list[tuple[str, bytes, int
     (shards / "pca.json").write_text(json.dumps(statistics))
 
 
+def files_of(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file, by name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def shard_files(folder: Path) -> dict[str, str]:
+    """Of what make_shards writes: all but compute_pca's two files."""
+    return {name: digest for name, digest in files_of(folder).items() if name not in ("pca.json", "mean.npy")}
+
+
 def one_line(result: subprocess.CompletedProcess[str], *words: str) -> str:
     """The run failed with one line on stderr, beginning "error:", in which all `words` are; that line."""
     lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]

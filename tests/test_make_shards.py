@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import tarfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.io
-from conftest import CLASSES, ROOT, TRAIN, VAL, one_line, run_command
+from conftest import CLASSES, ROOT, TRAIN, VAL, files_of, one_line, run_command, shard_files
 from PIL import Image
 
 from pipeline.manifest import read_manifest
 from pipeline.shards import ShardSet
-
-
-def files_of(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
-
-
-def shard_files(folder: Path) -> dict[str, str]:
-    return {name: digest for name, digest in files_of(folder).items() if name not in ("pca.json", "mean.npy")}
 
 
 @pytest.fixture
@@ -222,73 +209,6 @@ def test_missing_parts_and_unknown_folders(archives: Path, folders: Path, tmp_pa
     Image.new("RGB", (30, 30)).save(folders / "val" / "ILSVRC2012_val_00000001.JPEG")
     one_line(run_command(*command, folders), "ILSVRC2012_val_00000001.JPEG", "class folders")
     one_line(run_command(*command, folders, "--quality", 0), "--quality", "95")
-
-
-@pytest.mark.parametrize("seed", range(50 if os.environ.get("SOAK") else 1))
-def test_killed_and_started_again(archives: Path, made_shards: Path, tmp_path: Path, seed: int) -> None:
-    """SIGKILL at seeded moments; nothing half-written is taken for whole, and the end is the same bytes."""
-    rng, out = np.random.default_rng(seed), tmp_path / "out"
-    command = [sys.executable, "tools/make_shards.py", "--source", str(archives), "--out", str(out), "--shard-size", "8", "--workers", "2"]
-    kills = 0
-    while not (out / "manifest.json").exists():
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        deadline = time.time() + rng.uniform(0.5, 2.5) + kills
-        begun = [".progress.jsonl", "*.tar"][kills : kills + 1]  # first as soon as it has begun, then with a shard made, then at any time
-        while process.poll() is None and time.time() < deadline + 60 * len(begun) and not any(any(out.glob(name)) for name in begun):
-            time.sleep(0.002)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            kills += 1
-        process.wait()
-        for path in out.glob("*.tar"):
-            with tarfile.open(path) as tar:
-                assert len(tar.getmembers()) == 16 or path.name.startswith("val"), f"{path} is half-written"
-        if not (out / "manifest.json").exists() and any(out.glob("*.tar")):
-            one_line(run_command("tools/compute_pca.py", "--shards", out), "was stopped before its end")
-    assert kills > 0
-    assert shard_files(out) == shard_files(made_shards)
-
-
-def test_an_unfinished_folder_is_not_mixed_with_other_settings(archives: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / ".progress.jsonl").write_text(json.dumps({"settings": {"size": 64}}) + "\n")
-    one_line(run_command("tools/make_shards.py", "--source", archives, "--out", out), "begun with other settings")
-    (out / ".progress.jsonl").unlink()
-    (out / "train-000000.tar").write_bytes(b"somebody's")
-    one_line(run_command("tools/make_shards.py", "--source", archives, "--out", out), "did not begin")
-    assert (out / "train-000000.tar").read_bytes() == b"somebody's"
-
-
-@pytest.mark.parametrize("limit", [100, 30_000, 400_000])
-def test_full_disk(archives: Path, made_shards: Path, tmp_path: Path, limit: int) -> None:
-    """A file-size limit is the full disk that a test can have without root: the same path, errno EFBIG. 100 bytes are too few for the
-    first line of the progress, 30,000 for a shard, 400,000 for the pixel sums."""
-    script = (
-        "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); sys.argv = sys.argv[1:]; "
-        "runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    result = run_command("-c", script, "tools/make_shards.py", "--source", archives, "--out", tmp_path / "out", "--shard-size", 8)
-    one_line(result, "free space")
-    assert not (tmp_path / "out" / "manifest.json").exists()
-    again = run_command("tools/make_shards.py", "--source", archives, "--out", tmp_path / "out", "--shard-size", 8)
-    assert again.returncode == 0, again.stderr
-    assert shard_files(tmp_path / "out") == shard_files(made_shards)
-
-
-def test_a_killed_worker_is_replaced(archives: Path, made_shards: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    command = [sys.executable, "tools/make_shards.py", "--source", str(archives), "--out", str(out), "--shard-size", "8", "--workers", "2"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    workers: list[int] = []
-    while process.poll() is None and not workers:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        workers = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(workers[0], signal.SIGKILL)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    assert shard_files(out) == shard_files(made_shards)
 
 
 def test_dry_run_says_all_and_writes_nothing(archives: Path, tmp_path: Path) -> None:

@@ -188,6 +188,19 @@ def test_a_fault_that_libjpeg_only_warns_of_is_told() -> None:
     assert difference(found.jpeg, expected(PIXELS)) < 2.0
 
 
+@pytest.mark.parametrize(("width", "height"), [(900, 300), (300, 900)])
+@pytest.mark.parametrize("at", [0.02, 0.5, 0.9])
+def test_damage_is_told_of_wherever_it_is(width: int, height: int, at: float) -> None:
+    """Also outside of the central square, which is all that is decoded: a marker in the middle of the data, and an end too early."""
+    whole = jpeg_of(np.asarray(photo(0, width, height, grey=False)))
+    begin = whole.index(b"\xff\xda") + 14
+    place = begin + int(at * (len(whole) - begin))
+    assert made(whole).doubt is None
+    assert made(whole[:place] + b"\xff\xd3" + whole[place + 2 :]).doubt is not None
+    with pytest.raises(PictureError, match=r"truncated|broken"):
+        made(whole[:place])
+
+
 def photo(seed: int, width: int, height: int, grey: bool) -> Image.Image:
     """Noise over a smooth picture: every pixel counts."""
     noise = np.random.default_rng(seed).normal(0, 25, (height, width, 3))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, one_line, run_command
+from conftest import ROOT, files_of, one_line, run_command
 from source_fixtures import Pictures, make_kaggle, make_parquet, make_targz
 
 from pipeline import ImageLoader
@@ -31,10 +31,6 @@ def samples(folder: Path) -> dict[str, dict[str, tuple[str, int]]]:
         read = [(shards.place(i)[1], *shards.read(i)) for i in range(len(shards))]
         found[split] = {key: (hashlib.sha256(jpeg.tobytes()).hexdigest(), label) for key, jpeg, label in read}
     return found
-
-
-def files_of(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
 def command(source: Path, out: object, *more: object) -> list[object]:

@@ -22,6 +22,7 @@ _STOP_ON_WARNING, _QUALITY, _SUBSAMP, _WIDTH, _HEIGHT, _COLOURS, _OPTIMIZE, _SCA
 _RGB, _RGBX = 0, 2
 _SAMPLINGS = {"4:4:4": 0, "4:2:0": 2}
 _BLOCK_WIDTH = (8, 16, 16, 8, 8, 32, 8)  # of TJSAMP_444, 422, 420, GRAY, 440, 411, 441: pixels of an iMCU
+_BLOCK_HEIGHT = 16  # at most; rows may begin anywhere, but it costs nothing to begin where blocks do
 _YCBCR, _GREY = 1, 2
 SCANS = 100  # of a progressive picture; the usual has 10, an attack thousands
 
@@ -70,22 +71,24 @@ class Decoding:
     def __exit__(self, *_: object) -> None:
         self._library.tj3Destroy(self._handle)
 
-    def pixels(self, eighths: int, left: int, right: int) -> tuple[np.ndarray, int]:
-        """(h, w, 4) uint8 RGBX at `eighths` / 8 of the size, 1 ... 8, rounded up, and the column at which it begins.
+    def pixels(self, eighths: int, columns: range, top: int) -> tuple[np.ndarray, int, int]:
+        """(h, w, 4) uint8 RGBX at `eighths` / 8 of the size, 1 ... 8, rounded up, and the column and row at which it begins.
 
-        At least the columns left ... right of the reduced picture, or what of them there is.
+        At least these columns of the reduced picture, or what of them there is, and its rows from `top` on. The others are read, so
+        that damage in them is noticed, but not transformed; rows at the end would not even be read, so they are not left out.
         """
         width, height = (-(-side * eighths // 8) for side in (self.width, self.height))
         common = gcd(eighths, 8)  # only reduced fractions are taken
         self._check(self._library.tj3SetScalingFactor(self._handle, _Factor(eighths // common, 8 // common)))
         sampling = self._get(_SUBSAMP)
         step = -(-_BLOCK_WIDTH[sampling] * eighths // 8) if 0 <= sampling < len(_BLOCK_WIDTH) else width
-        begin, end = max(left, 0) // step * step, min(right, width)
-        if begin or end < width:
-            self._check(self._library.tj3SetCroppingRegion(self._handle, _Region(begin, 0, end - begin, height)))
-        out = np.empty((height, end - begin, 4), np.uint8)
+        left, right = max(columns.start, 0) // step * step, min(columns.stop, width)
+        top = max(top, 0) // _BLOCK_HEIGHT * _BLOCK_HEIGHT
+        if left or top or right < width:
+            self._check(self._library.tj3SetCroppingRegion(self._handle, _Region(left, top, right - left, height - top)))
+        out = np.empty((height - top, right - left, 4), np.uint8)
         self._check(self._library.tj3Decompress8(self._handle, self._jpeg, len(self._jpeg), out.ctypes.data, 0, _RGBX))
-        return out, begin
+        return out, left, top
 
     def _get(self, parameter: int) -> int:
         value: int = self._library.tj3Get(self._handle, parameter)

@@ -22,7 +22,7 @@ from tools.resample import bicubic_weights, resample
 MAX_PIXELS = 100_000_000  # of a source picture: 300 MB decoded. ImageNet's largest has a tenth of it
 MAX_FILE = 256 << 20  # bytes of a file unwrapped from gzip
 MAX_SIDE = 65_500  # of a JPEG
-MARGIN = 8  # columns decoded beyond those that are weighted: at a cut libjpeg has no neighbour to blend colours with
+MARGIN = 8  # columns and rows decoded beyond those that are weighted: at a cut libjpeg has no neighbour to blend colours with
 _JPEG, _GZIP = b"\xff\xd8\xff", b"\x1f\x8b"
 
 
@@ -134,9 +134,9 @@ def _fast_pixels(jpeg: bytes, settings: Settings) -> np.ndarray:
         take = _stretch(picture.width, picture.height, settings, jpeg=True)
         across = bicubic_weights(take.box[0], take.box[2], take.width, take.out[0])
         down = bicubic_weights(take.box[1], take.box[3], take.height, take.out[1])
-        left, right = int(across.first[0]) - MARGIN, int(across.first[-1] + across.taps[-1]) + MARGIN
-        pixels, begin = picture.pixels(take.eighths, left, right)
-    return resample(pixels, across._replace(first=across.first - begin), down)
+        columns = range(int(across.first[0]) - MARGIN, int(across.first[-1] + across.taps[-1]) + MARGIN)
+        pixels, left, top = picture.pixels(take.eighths, columns, int(down.first[0]) - MARGIN)
+    return resample(pixels, across._replace(first=across.first - left), down._replace(first=down.first - top))
 
 
 def plain_pixels(data: bytes, settings: Settings) -> np.ndarray:

@@ -7,7 +7,6 @@ are weighted at once, written out as LLVM vectors, since LLVM does not find them
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,36 +28,15 @@ class Weights(NamedTuple):
     of: np.ndarray
 
 
-@lru_cache(maxsize=256)  # most pictures have one of a few sizes
 def bicubic_weights(begin: float, end: float, length: int, out: int) -> Weights:
     """Weights that resample the stretch begin ... end (pixels, not necessarily whole) of an axis of `length` pixels to `out` pixels.
 
     Keys' cubic with a = -0.5, stretched by the factor of reduction where there is one, which is what makes it antialiased.
     """
-    scale = (end - begin) / out
-    stretch = max(scale, 1.0)
-    support = 2.0 * stretch
-    centre = begin + (np.arange(out) + 0.5) * scale
-    first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
-    count = np.minimum((centre + support + 0.5).astype(np.int64), length) - first
-    taps = np.arange(int(count.max()))
-    weights = _cubic((taps + first[:, None] - centre[:, None] + 0.5) * (1.0 / stretch))
-    weights[taps >= count[:, None]] = 0.0
-    total = np.zeros(out)
-    for tap in taps:  # added one by one, as Pillow does: NumPy's pairwise sum may round otherwise
-        total += weights[:, tap]
-    weights *= (1.0 / total)[:, None]
-    fixed = np.trunc(weights * (1 << BITS) + np.where(weights < 0, -0.5, 0.5)).astype(np.int32)
-    for array in (first, count, fixed):
-        array.flags.writeable = False
-    return Weights(first, count, fixed)
-
-
-def _cubic(x: np.ndarray) -> np.ndarray:
-    a, x = -0.5, np.abs(x)
-    near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * a
-    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+    most = min(int(4 * max((end - begin) / out, 1.0)) + 2, length)
+    weights = Weights(np.empty(out, np.int64), np.empty(out, np.int64), np.zeros((out, most), np.int32))
+    _fill_weights(begin, end, length, *weights)
+    return weights
 
 
 def resample(pixels: np.ndarray, across: Weights, down: Weights) -> np.ndarray:
@@ -70,18 +48,14 @@ def resample(pixels: np.ndarray, across: Weights, down: Weights) -> np.ndarray:
     assert pixels.ndim == 3 and pixels.shape[2] == 4 and pixels.flags.c_contiguous, f"contiguous (h, w, 4) wanted, not {pixels.shape}"  # noqa: PT018
     for axis, length in ((across, pixels.shape[1]), (down, pixels.shape[0])):
         assert 0 <= axis.first.min() <= (axis.first + axis.taps).max() <= length, "weights of another picture"
-    groups = -(-across.of.shape[1] // _GROUP)
-    spread = np.zeros((len(across.of), groups * _GROUP, 4), np.int32)
-    spread[:, : across.of.shape[1]] = across.of[..., None]
-    # Groups must not begin so late that they end behind the row: their weights move to the right instead.
-    first = np.minimum(across.first, max(pixels.shape[1] - groups * _GROUP, 0))
-    for k in np.flatnonzero(first != across.first):
-        spread[k] = np.roll(spread[k], across.first[k] - first[k], axis=0)
-    if pixels.shape[1] < groups * _GROUP:
-        pixels = np.concatenate((pixels, np.zeros((len(pixels), groups * _GROUP - pixels.shape[1], 4), np.uint8)), axis=1)
-    top, bottom = int(down.first.min()), int((down.first + down.taps).max())
+    taps = -(-across.of.shape[1] // _GROUP) * _GROUP
+    if pixels.shape[1] < taps:
+        pixels = np.concatenate((pixels, np.zeros((len(pixels), taps - pixels.shape[1], 4), np.uint8)), axis=1)
+    first, spread = np.empty(len(across.of), np.int64), np.zeros((len(across.of), taps * 4), np.int32)
+    _spread_weights(across.first, across.of, pixels.shape[1], first, spread)
+    top, bottom = int(down.first[0]), int(down.first[-1] + down.taps[-1])
     out = np.empty((len(down.of), len(across.of), 3), np.uint8)
-    _resample(pixels.reshape(len(pixels), -1), first, spread.reshape(len(spread), -1), top, bottom, down.first, down.taps, down.of, out)
+    _resample(pixels.reshape(len(pixels), -1), first, spread, top, bottom, down.first, down.taps, down.of, out)
     return out
 
 
@@ -116,28 +90,41 @@ def _order(*places: int) -> Any:
 
 
 @intrinsic
-def _weigh_pixels(typing_context: Any, out: Any, to: Any, source: Any, at: Any, weights: Any, weights_at: Any, groups: Any) -> Any:
-    """out[to : to + 4] = the weighted sum of the pixels (4 bytes each) at source[at : at + 16 groups]. weights: 4 int32 a pixel."""
+def _weigh_pixels(
+    typing_context: Any, out: Any, to: Any, other_to: Any, source: Any, at: Any, other_at: Any, weights: Any, weights_at: Any, groups: Any
+) -> Any:
+    """out[to : to + 4] = the weighted sum of the pixels (4 bytes each) at source[at : at + 16 groups], and the same for another row,
+    which shares the weights. weights: 4 int32 a pixel."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        out_, to_, source_, at_, weights_, weights_at_, groups_ = arguments
+        out_, to_, other_to_, source_, at_, other_at_, weights_, weights_at_, groups_ = arguments
         small, wide = ir.VectorType(ir.IntType(8), 16), ir.VectorType(ir.IntType(32), 16)
-        total = cgutils.alloca_once_value(builder, ir.Constant(wide, [0] * 16))
+        totals = [cgutils.alloca_once_value(builder, ir.Constant(wide, [0] * 16)) for _ in range(2)]
         with cgutils.for_range(builder, groups_) as loop:
             step = builder.mul(loop.index, ir.Constant(loop.index.type, 16))
-            pixels = _load(builder, _pointer(context, builder, signature.args[2], source_, builder.add(at_, step), small), 1)
-            factor = _load(builder, _pointer(context, builder, signature.args[4], weights_, builder.add(weights_at_, step), wide), 4)
-            product = builder.mul(builder.zext(pixels, wide), factor)
-            builder.store(builder.add(builder.load(total), product), total)
-        four = builder.load(total)
-        halves = [builder.shuffle_vector(four, four, _order(*range(begin, begin + 8))) for begin in (0, 8)]
-        two = builder.add(*halves)
-        quarters = [builder.shuffle_vector(two, two, _order(*range(begin, begin + 4))) for begin in (0, 4)]
-        result = _rounded_bytes(builder, builder.add(*quarters))
-        builder.store(result, _pointer(context, builder, signature.args[0], out_, to_, result.type)).align = 1
+            factor = _load(builder, _pointer(context, builder, signature.args[6], weights_, builder.add(weights_at_, step), wide), 4)
+            for total, begin in zip(totals, (at_, other_at_), strict=True):
+                pixels = _load(builder, _pointer(context, builder, signature.args[3], source_, builder.add(begin, step), small), 1)
+                product = builder.mul(builder.zext(pixels, wide), factor)
+                builder.store(builder.add(builder.load(total), product), total)
+        # Of both rows side by side, the four pixels of a group are added: 32 numbers, 16, 8.
+        first, second = (builder.load(total) for total in totals)
+        sixteen = builder.add(
+            builder.shuffle_vector(first, second, _order(*range(8), *range(16, 24))),
+            builder.shuffle_vector(first, second, _order(*range(8, 16), *range(24, 32))),
+        )
+        eight = builder.add(
+            builder.shuffle_vector(sixteen, sixteen, _order(*range(4), *range(8, 12))),
+            builder.shuffle_vector(sixteen, sixteen, _order(*range(4, 8), *range(12, 16))),
+        )
+        result = _rounded_bytes(builder, eight)
+        for begin, place in ((0, to_), (4, other_to_)):
+            pixel = builder.shuffle_vector(result, result, _order(*range(begin, begin + 4)))
+            builder.store(pixel, _pointer(context, builder, signature.args[0], out_, place, pixel.type)).align = 1
         return context.get_dummy_value()
 
-    return types.void(out, types.intp, source, types.intp, weights, types.intp, types.intp), generate
+    intp = types.intp
+    return types.void(out, intp, intp, source, intp, intp, weights, intp, intp), generate
 
 
 @intrinsic
@@ -163,6 +150,44 @@ def _weigh_rows(typing_context: Any, out: Any, to: Any, source: Any, at: Any, st
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
+def _fill_weights(begin: float, end: float, length: int, first: np.ndarray, taps: np.ndarray, of: np.ndarray) -> None:
+    scale = (end - begin) / len(first)
+    stretch = max(scale, 1.0)
+    support, a = 2.0 * stretch, -0.5
+    weights = np.empty(of.shape[1])
+    for k in range(len(first)):
+        centre = begin + (k + 0.5) * scale
+        first[k] = max(int(centre - support + 0.5), 0)
+        taps[k] = min(int(centre + support + 0.5), length) - first[k]
+        total = 0.0
+        for tap in range(taps[k]):
+            x = abs((tap + first[k] - centre + 0.5) * (1.0 / stretch))
+            if x < 1.0:
+                weights[tap] = ((a + 2.0) * x - (a + 3.0)) * x * x + 1
+            else:
+                weights[tap] = (((x - 5) * x + 8) * x - 4) * a if x < 2.0 else 0.0
+            total += weights[tap]
+        for tap in range(taps[k]):
+            fixed = weights[tap] * (1.0 / total) * (1 << BITS)
+            of[k, tap] = np.int32(fixed - 0.5 if weights[tap] < 0 else fixed + 0.5)
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def _spread_weights(first: np.ndarray, of: np.ndarray, length: int, begin: np.ndarray, spread: np.ndarray) -> None:
+    """Each weight four times, for the bytes of a pixel, in whole groups of pixels, none of which goes beyond the row.
+
+    begin: (n,) int64, where the groups begin; spread: (n, 4 taps) int32, zeros.
+    """
+    for k in range(len(first)):
+        begin[k] = min(first[k], length - spread.shape[1] // 4)
+        at = 4 * (first[k] - begin[k])
+        for tap in range(of.shape[1]):
+            if of[k, tap]:
+                for byte in range(4):
+                    spread[k, at + 4 * tap + byte] = of[k, tap]
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
 def _resample(
     source: np.ndarray,
     first: np.ndarray,
@@ -178,12 +203,15 @@ def _resample(
     height, width = out.shape[0], out.shape[1]
     stride = 3 * width + 1  # four bytes are written a pixel, the fourth over the next one's first
     narrow = np.empty((bottom - top, max(stride, _BLOCK)), np.uint8)
-    groups = spread.shape[1] // (4 * _GROUP)
-    for row in range(top, bottom):
-        line, pixels = narrow[row - top], source[row]
+    groups, stride, pixels, flat = spread.shape[1] // (4 * _GROUP), narrow.shape[1], source.reshape(-1), narrow.reshape(-1)
+    for row in range(0, bottom - top, 2):
+        other = min(row + 1, bottom - top - 1)  # of an odd number the last row is its own other
+        at, other_at = (top + row) * source.shape[1], (top + other) * source.shape[1]
         for column in range(width):
-            _weigh_pixels(line, 3 * column, pixels, 4 * first[column], spread[column], 0, groups)
-    flat, stride = narrow.reshape(-1), narrow.shape[1]
+            step = 4 * first[column]
+            _weigh_pixels(
+                flat, row * stride + 3 * column, other * stride + 3 * column, pixels, at + step, other_at + step, spread[column], 0, groups
+            )  # fmt: skip
     block = np.empty(_BLOCK, np.uint8)
     for row in range(height):
         line = out[row].reshape(-1)

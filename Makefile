@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(DALI)
 
-.PHONY: install demo test soak peers bench-loader bench-decode bench-memory clean
+.PHONY: install demo test soak peers peers-shards bench-loader bench-decode bench-memory bench-shards clean
 
 install: $(INSTALLED)
 
@@ -43,6 +43,14 @@ peers:
 
 bench-loader: $(INSTALLED) $(BENCH)/shards/pca.json
 	$(BIN)/python tools/bench_loader.py --shards $(BENCH)/shards --work $(BENCH)/peers
+
+# What make_shards is measured beside; see constraints-peers-shards.txt.
+peers-shards:
+	$(PYTHON) -m venv .venv-peers-shards
+	.venv-peers-shards/bin/python -m pip install --quiet -c constraints-peers-shards.txt img2dataset pyvips pyvips-binary pillow torch torchvision
+
+bench-shards: $(INSTALLED)
+	$(BIN)/python tools/bench_shards.py --pictures $(or $(PICTURES),$(error give PICTURES=, a tar or folder of real JPEGs))
 
 bench-decode: $(INSTALLED) $(BENCH)/shards/pca.json
 	$(BIN)/python tools/bench_decode.py --pictures $(BENCH)/pictures

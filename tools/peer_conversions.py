@@ -53,7 +53,6 @@ def run(conversion: Conversion, pictures: list[bytes]) -> dict[str, Any]:
     conversion.inside.clear()
     failed = 0
     wall, cpu = time.perf_counter(), time.process_time()
-    conversion.begin()
     for picture in pictures:
         try:
             conversion.convert(picture)

@@ -18,20 +18,15 @@ from PIL import Image
 SIZE, QUALITY = 256, 90  # pixels a side; of the JPEG, where a row does not say otherwise
 
 
-def _nothing() -> None:
-    return
-
-
 @dataclass(frozen=True)
 class Conversion:
     """What a row does to a picture.
 
-    convert: JPEG file -> JPEG file; raises whatever the library raises. begin: called at the start of each pass, within its clock.
+    convert: JPEG file -> JPEG file; raises whatever the library raises.
     inside: seconds that named parts of the work took, added up by `convert` where it clocks them.
     """
 
     convert: Callable[[bytes], bytes]
-    begin: Callable[[], None] = _nothing
     inside: dict[str, float] = field(default_factory=dict)
 
 

@@ -102,7 +102,8 @@ def test_our_rows_are_what_make_shards_does(pictures: Path) -> None:
 
 def test_the_limit_decodes_what_we_decode(pictures: Path) -> None:
     """Of the third picture, 1100 x 560, half the size and not much more than the central square."""
-    eighths, left, right = asked(read_pictures(pictures, None)[2], settings())[:3]
+    eighths, columns = asked(read_pictures(pictures, None)[2], settings())[:2]
+    left, right = columns.start, columns.stop
     assert eighths == 4
     assert 0 < left <= (550 - 280) / 2
     assert (550 + 280) / 2 <= right < 550

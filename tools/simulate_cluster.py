@@ -2,8 +2,8 @@
 
     python tools/simulate_cluster.py [--machines 32] [--cores 16] [--storage 1.25 5 20] [--rate PICTURES_A_SECOND]
 
-Shards go to cores as they come free, as `tools.workers` hands them out. Pictures under way share the storage and their machine's network evenly.
-A worker that dies loses its shard, which is made again. Each finished shard costs the one process that runs the job some time.
+Shards go to cores as they come free, as `tools.workers` hands them out, and share the storage and their machine's network evenly. A worker that
+dies loses its shard, which is made again. The parent, the one process that runs the job, first lists the source; each shard costs it some time.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 from collections import deque
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from pipeline.errors import InputError, one_line_errors
 MEASURED = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "shards.json"
 ROW = "ours-sums"  # of MEASURED: what make_shards does to a training picture, the sums for colour statistics included
 NEVER = float("inf")
+MOST_SHARDS = 10**6
+REDONE = 20  # times as many as there are shards: it may never end
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ class Plan:
     """A job and a cluster. Times in seconds, traffic in bytes and bytes a second.
 
     rate: pictures a second and core, with the picture in memory; latency: until the first byte of a picture is there; read, written: bytes
-    a picture; storage: shared by all; network: of each machine; handling: of the parent for a shard; deaths: of a worker, an hour;
-    restart: until a dead worker is back.
+    a picture; storage: shared by all; network: of each machine; listing, handling: of the parent for a picture, before the first shard, and
+    for a shard; deaths: of a worker, an hour; restart: until a dead worker is back.
     """
 
     pictures: int
@@ -43,6 +46,7 @@ class Plan:
     read: float = 0.0
     written: float = 0.0
     latency: float = 0.0
+    listing: float = 0.0
     handling: float = 0.0
     deaths: float = 0.0
     restart: float = 0.0
@@ -62,21 +66,24 @@ class Plan:
         """Pictures a second of a core that no other hinders."""
         return 1 / (1 / self.rate + self.latency)
 
-    def bounds(self) -> dict[str, float]:
-        """Seconds that each part would need if the others cost nothing; the job takes at least the longest."""
-        return {
+    def bound(self) -> str:
+        """The part that would need the most seconds for the shards if the others cost nothing."""
+        alone = {
             "cores": self.pictures / (self.machines * self.cores * self.core_rate),
             "storage": self.pictures * self.traffic / self.storage,
             "network": self.pictures * self.traffic / (self.machines * self.network),
             "parent": self.shards * self.handling,
         }
+        return max(alone, key=lambda part: alone[part])
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """redone: shards that were begun again; idle: of all core-seconds, the share after the last shard was begun in which a core had none."""
+    """listed, made: seconds, one after the other; bound: what keeps the second from being less; redone: shards that were begun again;
+    idle: of all core-seconds, the share after the last shard was begun in which a core had none."""
 
-    seconds: float
+    listed: float
+    made: float
     bound: str
     redone: int
     idle: float
@@ -99,7 +106,7 @@ class _State:
 
 
 def simulate(plan: Plan) -> Outcome:
-    """Deterministic: the same plan gives the same outcome."""
+    """Deterministic: the same plan gives the same outcome. Raises InputError where workers die before they have made anything."""
     rng = np.random.default_rng(plan.seed)
     state = _begin(plan, rng)
     to_do = plan.shards
@@ -115,13 +122,15 @@ def simulate(plan: Plan) -> Outcome:
         state.now = float(then)
         _finished(plan, state, finish <= then * (1 + 1e-12))
         _died(plan, state, rng)
+        if state.redone > REDONE * plan.shards:
+            raise InputError(f"{plan.deaths:g} deaths an hour leave hardly a worker to the end of a shard; give fewer, or a smaller --shard-size")
         while state.handled and state.handled[0] <= state.now:
             state.handled.popleft()
             to_do -= 1
             if state.waiting:
                 state.ready.append(state.waiting.popleft())
-    bounds = plan.bounds()
-    return Outcome(state.now, max(bounds, key=lambda part: bounds[part]), state.redone, state.idle / (state.now * plan.machines * plan.cores))
+    idle = state.idle / (state.now * plan.machines * plan.cores)
+    return Outcome(plan.pictures * (plan.listing + plan.latency), state.now, plan.bound(), state.redone, idle)
 
 
 def _begin(plan: Plan, rng: np.random.Generator) -> _State:
@@ -188,9 +197,6 @@ def shares(on_machine: np.ndarray, demand: float, network: float, storage: float
     return np.minimum(own, left / shards)
 
 
-# --- from the command line
-
-
 def measured_rate(path: Path = MEASURED) -> float:
     """Pictures a second and core, at the most processes that were measured. Raises InputError where there is no measurement."""
     remedy = "run make bench-shards, or give --rate"
@@ -205,45 +211,55 @@ def measured_rate(path: Path = MEASURED) -> float:
 
 def table(plan: Plan, storages: list[float]) -> str:
     """Markdown; storages: GB/s."""
-    lines = ["| storage | time | pictures/s | bounded by | shards redone | cores idle at the end |", "|---|---|---|---|---|---|"]
+    lines = ["| storage | listed in | made in | pictures/s | bounded by | shards redone | cores idle at the end |", "|---|---|---|---|---|---|---|"]
     for storage in storages:
         found = simulate(replace(plan, storage=storage * 1e9))
         lines.append(
-            f"| {storage:g} GB/s | {_minutes(found.seconds)} | {plan.pictures / found.seconds:,.0f} | {found.bound} "
-            f"| {found.redone} of {plan.shards:,} | {100 * found.idle:.1f} % |"
+            f"| {storage:g} GB/s | {_time(found.listed)} | {_time(found.made)} | {plan.pictures / found.made:,.0f} "
+            f"| {found.bound} | {found.redone} of {plan.shards:,} | {100 * found.idle:.1f} % |"
         )
     return "\n".join(lines)
 
 
-def _minutes(seconds: float) -> str:
-    if seconds >= 2 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 60:.1f} min" if seconds >= 120 else f"{seconds:.1f} s"
+def _time(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 7200 else f"{seconds / 60:.1f} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
 def _assumptions(plan: Plan) -> str:
     return (
         f"simulated: {plan.pictures:,} pictures, {plan.machines} machines of {plan.cores} cores, {plan.rate:,.1f} pictures a second and core, "
-        f"{1000 * plan.latency:g} ms a read,\n{plan.read / 1000:g} kB read and {plan.written / 1000:g} kB written a picture, network "
-        f"{plan.network / 1e9:g} GB/s a machine, {plan.shard_size:,} pictures a shard, {1000 * plan.handling:g} ms of the parent\nfor each, "
-        f"a worker dies {plan.deaths:g} times an hour and is back after {plan.restart:g} s, seed {plan.seed}"
+        f"{1e3 * plan.latency:g} ms a read,\n{plan.read / 1e3:g} kB read and {plan.written / 1e3:g} kB written a picture, network "
+        f"{plan.network / 1e9:g} GB/s a machine, {plan.shard_size:,} pictures a shard; parent: {1e6 * plan.listing:g} us\n"
+        f"a picture to list, {1e3 * plan.handling:g} ms a shard; a worker dies {plan.deaths:g} times an hour, is back after {plan.restart:g} s, "
+        f"seed {plan.seed}"
     )
 
 
-# name, default, whether 0 will do, what it is
-_NUMBERS: tuple[tuple[str, float, bool, str], ...] = (
-    ("pictures", 15_000_000, False, "of the source (default: 15 million, the Fall 2011 ImageNet)"),
-    ("machines", 32, False, "(default: 32)"),
-    ("cores", 16, False, "of a machine, one worker each (default: 16)"),
-    ("shard-size", 2000, False, "pictures a shard (default: 2000)"),
-    ("read", 110, True, "kB read a picture (default: 110, ImageNet's mean)"),
-    ("written", 22, True, "kB written a picture (default: 22)"),
-    ("network", 1.25, False, "GB/s of a machine (default: 1.25)"),
-    ("latency", 1.0, True, "ms until the first byte of a picture is there (default: 1)"),
-    ("parent", 13.0, True, "ms of the parent for a shard (default: 13, see docs/cluster.md)"),
-    ("deaths", 0.05, True, "of a worker, an hour (default: 0.05)"),
-    ("restart", 10.0, True, "s until a dead worker is back (default: 10)"),
-    ("seed", 0, True, "of the deaths (default: 0)"),
+class _Option(NamedTuple):
+    """default: in the unit of the help; scale: of that unit in the plan's."""
+
+    name: str
+    field: str
+    default: int | float
+    scale: float
+    zero: bool
+    help: str
+
+
+_OPTIONS = (
+    _Option("pictures", "pictures", 15_000_000, 1, False, "of the source (default: 15 million, the Fall 2011 ImageNet)"),
+    _Option("machines", "machines", 32, 1, False, "(default: 32)"),
+    _Option("cores", "cores", 16, 1, False, "of a machine, one worker each (default: 16)"),
+    _Option("shard-size", "shard_size", 2000, 1, False, "pictures a shard (default: 2000)"),
+    _Option("read", "read", 110.0, 1e3, True, "kB read a picture (default: 110, ImageNet's mean)"),
+    _Option("written", "written", 22.0, 1e3, True, "kB written a picture (default: 22)"),
+    _Option("network", "network", 1.25, 1e9, False, "GB/s of a machine (default: 1.25)"),
+    _Option("latency", "latency", 0.5, 1e-3, True, "ms until the first byte of what is read is there (default: 0.5)"),
+    _Option("listing", "listing", 27.0, 1e-6, True, "us of the parent for a picture, to list it (default: 27, see docs/cluster.md)"),
+    _Option("parent", "handling", 13.0, 1e-3, True, "ms of the parent for a shard (default: 13, see docs/cluster.md)"),
+    _Option("deaths", "deaths", 0.05, 1, True, "of a worker, an hour (default: 0.05)"),
+    _Option("restart", "restart", 10.0, 1, True, "s until a dead worker is back (default: 10)"),
+    _Option("seed", "seed", 0, 1, True, "of the deaths (default: 0)"),
 )
 
 
@@ -251,42 +267,29 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Simulate make_shards on a cluster; nothing is run.")
     parser.add_argument("--rate", type=float, help="pictures a second and core (default: as measured, docs/benchmarks/shards.json)")
     parser.add_argument("--storage", type=float, nargs="+", default=[1.25, 5.0, 20.0], help="GB/s, one row each (default: 1.25 5 20)")
-    for name, default, _, what in _NUMBERS:
-        parser.add_argument(f"--{name}", type=type(default), default=default, help=what)
+    for option in _OPTIONS:
+        parser.add_argument(f"--{option.name}", dest=option.field, type=type(option.default), default=option.default, help=option.help)
     parsed = parser.parse_args(arguments)
     if parsed.rate is None:
         parsed.rate = measured_rate()
-    given = [(name, getattr(parsed, name.replace("-", "_")), zero) for name, _, zero, _ in _NUMBERS]
+    given = [(option.name, getattr(parsed, option.field), option.zero) for option in _OPTIONS]
     for name, value, zero in (*given, ("rate", parsed.rate, False), *(("storage", value, False) for value in parsed.storage)):
         if not (0 if zero else 1e-9) <= value < 1e12:
             raise InputError(f"--{name} must be {'at least' if zero else 'more than'} 0, not {value:g}")
+    if parsed.pictures > MOST_SHARDS * parsed.shard_size:
+        raise InputError(f"{parsed.pictures:,} pictures are more than {MOST_SHARDS:,} shards of {parsed.shard_size:,}; give a larger --shard-size")
     return parsed
 
 
 def _plan(given: argparse.Namespace) -> Plan:
-    return Plan(
-        pictures=given.pictures,
-        shard_size=given.shard_size,
-        machines=given.machines,
-        cores=given.cores,
-        rate=given.rate,
-        network=given.network * 1e9,
-        read=given.read * 1e3,
-        written=given.written * 1e3,
-        latency=given.latency / 1e3,
-        handling=given.parent / 1e3,
-        deaths=given.deaths,
-        restart=given.restart,
-        seed=given.seed,
-    )
+    return Plan(rate=given.rate, **{option.field: getattr(given, option.field) * option.scale for option in _OPTIONS})
 
 
 def main(arguments: list[str] | None = None) -> int:
     with one_line_errors():
         given = _arguments(arguments)
-        plan = _plan(given)
-        print(_assumptions(plan))
-        print(table(plan, given.storage))
+        print(_assumptions(_plan(given)))
+        print(table(_plan(given), given.storage))
     return 0
 
 

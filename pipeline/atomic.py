@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO]:
     """
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is there, and is no file that could be replaced; name another")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")  # process numbers repeat among machines
     try:
         with open(temporary, mode) as file:
             yield file

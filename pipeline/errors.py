@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 # A full disk, or a place that cannot be written to: the user's to mend.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _OF_THE_PLACE = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *_FULL,
     *(errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
 }
 
@@ -39,7 +40,8 @@ def line_of_place(error: OSError) -> str | None:
     if error.errno not in _OF_THE_PLACE:
         return None
     where = f" at {error.filename}" if error.filename else ""
-    return f"{error.strerror}{where}; free space or choose another folder, then run the same command again"
+    remedy = "free space or choose another folder" if error.errno in _FULL else "mend its rights or choose another place"
+    return f"{error.strerror}{where}; {remedy}, then run the same command again"
 
 
 @contextmanager

@@ -33,7 +33,16 @@ from pipeline.shards import ShardSet
 
 MOST_LOOKED_AT, LOOKING = 20_000, 10.0  # samples read for their labels, and seconds after which no more are
 _CHUNK = 1000
-_SOURCES = {"ilsvrc2012-archives": "the ILSVRC 2012 archives", "class-folders": "class folders"}
+_SOURCES = {
+    "ilsvrc2012-archives": "the ILSVRC 2012 archives",
+    "ilsvrc2010-archives": "the ILSVRC 2010 archives",
+    "whole-imagenet": "the whole ImageNet",
+    "kaggle": "Kaggle's folders",
+    "huggingface-parquet": "Hugging Face's parquet files",
+    "huggingface-archives": "Hugging Face's older archives",
+    "class-folders": "class folders",
+    "webdataset": "a WebDataset",
+}
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class WrittenShard:
     samples: int
     bytes: int
     sha256: str
+    index_sha256: str
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,10 @@ def write_shard(path: Path, samples: list[tuple[str, bytes, int]]) -> WrittenSha
         end = bytes(2 * BLOCK)
         file.write(end)
         digest.update(end)
-    with atomic_file(path.with_suffix(".idx"), "w") as file:
-        file.write("\n".join(lines) + "\n")
-    return WrittenShard(len(samples), position + len(end), digest.hexdigest())
+    index = ("\n".join(lines) + "\n").encode()
+    with atomic_file(path.with_suffix(".idx")) as file:
+        file.write(index)
+    return WrittenShard(len(samples), position + len(end), digest.hexdigest(), hashlib.sha256(index).hexdigest())
 
 
 def _member(name: str, data: bytes) -> bytes:

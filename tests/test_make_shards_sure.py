@@ -138,7 +138,8 @@ def test_two_runs_into_one_folder(archives: Path, made_shards: Path, tmp_path: P
     out = tmp_path / "out"
     command = ["tools/make_shards.py", "--source", str(archives), "--out", str(out), "--shard-size", "8", "--workers", "1"]
     first = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    while first.poll() is None and not (out / ".progress.jsonl").exists():
+    mark = out / ".progress.jsonl"
+    while first.poll() is None and not (mark.exists() and mark.read_bytes().endswith(b"\n")):
         time.sleep(0.002)
     os.kill(first.pid, signal.SIGSTOP)  # at work for as long as the second needs
     second = run_command(*command)
@@ -147,3 +148,22 @@ def test_two_runs_into_one_folder(archives: Path, made_shards: Path, tmp_path: P
     one_line(second, "another make_shards is writing", "choose another --out")
     assert first.returncode == 0, output
     assert shard_files(out) == shard_files(made_shards)
+
+
+def test_no_worker_outlives_a_killed_command(archives: Path, tmp_path: Path) -> None:
+    """Killed as soon as there is a worker, and later."""
+    command = [sys.executable, "tools/make_shards.py", "--source", str(archives), "--shard-size", "8", "--workers", "2", "--out"]
+    for pause in (0.0, 0.3):
+        process = subprocess.Popen([*command, str(tmp_path / str(pause))], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        workers: list[Path] = []
+        while process.poll() is None and not workers:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            workers = [Path(f"/proc/{pid}") for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert workers
+        time.sleep(pause)
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 60
+        while any(worker.exists() for worker in workers) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not any(worker.exists() for worker in workers)

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import struct
 import zlib
 
 import numpy as np
 import pytest
+from conftest import run_command
 from PIL import Image, ImageFile
 
 from pipeline.jpeg_header import read_frame
@@ -226,7 +228,7 @@ def test_the_fast_way_and_pillow_give_the_same_pixels(sampling: int | None) -> N
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF"])
 def test_exif_orientation_applied_where_it_is_asked_for(orientation: int, form: str) -> None:
     """Against what Pillow's own turning gives."""
     picture = Image.fromarray(PIXELS)
@@ -265,3 +267,57 @@ def test_huffman_tables_are_optimised_without_loss() -> None:
     standard = encode(Image.fromarray(found.pixels), "JPEG", quality=90, subsampling=2)
     assert len(found.jpeg) < len(standard)
     np.testing.assert_array_equal(np.asarray(opened(found.jpeg)), np.asarray(opened(standard)))
+
+
+def test_a_picture_of_millions_of_rows_takes_no_memory_for_them() -> None:
+    code = (
+        "import io, resource, sys; from PIL import Image; from pipeline.manifest import Settings; from tools.picture import convert\n"
+        "file = io.BytesIO(); Image.new('L', (1, 3_000_000), 90).save(file, 'PNG')\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "convert(file.getvalue(), Settings(size=256, quality=90, shard_size=1, seed=0))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    result = run_command("-c", code)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) < 200_000  # kB
+
+
+def test_more_scans_than_any_picture_has() -> None:
+    whole = jpeg_of(PIXELS, progressive=True)
+    at = whole.rindex(b"\xff\xda")
+    with pytest.raises(PictureError, match="scans, more than the 100"):
+        made(whole[:-2] + 200 * whole[at:-2] + whole[-2:])
+
+
+@pytest.mark.parametrize("seed", range(20 if os.environ.get("SOAK") else 1))
+def test_whatever_happens_to_a_file_is_a_picture_or_a_reason(seed: int) -> None:
+    """Flipped, zeroed and cut; where nothing is found wrong, both ways give the same pixels."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(scene(60, 45))
+    forms = [encode(small, form) for form in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")]
+    forms += [
+        encode(small, "JPEG", progressive=True),
+        encode(small.convert("CMYK"), "JPEG"),
+        gzip.compress(forms[0]),
+        encode(small, "JPEG", exif=exif(6)),
+    ]
+    given = settings(size=32, exif_orientation=("ignored", "applied")[seed % 2])
+    reasons = 0
+    for _ in range(200):
+        data = bytearray(forms[rng.integers(len(forms))])
+        way, at = rng.integers(3), int(rng.integers(len(data)))
+        if way == 0:
+            data[at] ^= 1 << int(rng.integers(8))
+        elif way == 1:
+            data[at : at + 16] = bytes(len(data[at : at + 16]))
+        else:
+            del data[at:]
+        try:
+            found = convert(bytes(data), given)
+        except PictureError:
+            reasons += 1
+            continue
+        if found.doubt is None:
+            inner = gzip.decompress(bytes(data)) if data[:2] == b"\x1f\x8b" else bytes(data)
+            np.testing.assert_array_equal(found.pixels, plain_pixels(inner, given))
+    assert 20 < reasons < 180

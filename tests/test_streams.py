@@ -77,13 +77,16 @@ def test_a_stream_killed_and_started_again(
     assert run_command(*small, *command(tmp_path / "source", tmp_path / "whole")[1:]).returncode == 0
     out = tmp_path / "out"
     words = [str(word) for word in (sys.executable, *small, *command(tmp_path / "source", out)[1:])]
-    for awaited in (".train-*.piece", "train-*.tar", ".progress.jsonl"):
+    kills = 0
+    for awaited in (".train-*.piece", "train-*.tar"):
         process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         while process.poll() is None and not any(out.glob(awaited)):
             time.sleep(0.001 * (1 + seed))
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+            kills += 1
         process.wait()
+    assert kills > 0
     last = run_command(*words[1:])
     assert last.returncode == 0, last.stderr
     assert files_of(out) == files_of(tmp_path / "whole")
@@ -94,37 +97,70 @@ def test_shards_at_a_url(tmp_path: Path) -> None:
     make_kaggle(tmp_path / "source")
     assert run_command(*command(tmp_path / "source", tmp_path / "folder")).returncode == 0
     store = tmp_path / "store"
-    url = store.as_uri()
-    place = tmp_path / "place"
-    place.mkdir()
-    sent = run_command(ROOT / "tools" / "make_shards.py", *command(tmp_path / "source", url)[1:], cwd=place)
-    assert sent.returncode == 0, sent.stderr
+    finished(at_url(tmp_path / "source", store, tmp_path))
     assert files_of(store) == files_of(tmp_path / "folder")
-    assert list(place.iterdir()) == []
-    again = run_command(ROOT / "tools" / "make_shards.py", *command(tmp_path / "source", url)[1:], cwd=place)
-    assert "finished already" in again.stdout, again.stderr
+    assert "finished already" in finished(at_url(tmp_path / "source", store, tmp_path))
+    finished(at_url(tmp_path / "source", tmp_path / "in-order", tmp_path, "--in-order"))
+    assert files_of(tmp_path / "in-order") == files_of(store)
     one_line(run_command(*command(tmp_path / "source", "http://127.0.0.1:9/x"), cwd=ROOT), "nothing can be written over http")
 
 
+def at_url(source: Path, store: Path, home: Path, *more: object) -> subprocess.Popen[str]:
+    """make_shards to a file:// URL, with its state below `home`."""
+    words = [sys.executable, "tools/make_shards.py", *command(source, store.as_uri(), *more)[1:]]
+    environment = {**os.environ, "HOME": str(home)}
+    return subprocess.Popen([str(word) for word in words], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finished(process: subprocess.Popen[str], code: int = 0) -> str:
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == code, output
+    return output
+
+
 def test_what_was_sent_is_not_made_again(tmp_path: Path) -> None:
+    """Killed with shards sent, and with all of them sent but the manifest, which a folder in the way keeps back."""
     make_kaggle(tmp_path / "source")
-    store, place = tmp_path / "store", tmp_path / "place"
-    place.mkdir()
-    words = [str(w) for w in (sys.executable, ROOT / "tools" / "make_shards.py", *command(tmp_path / "source", store.as_uri())[1:])]
-    process = subprocess.Popen(words, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    state: list[Path] = []
-    while process.poll() is None and not state:
-        state = [path for path in place.glob("*/.progress.jsonl") if path.read_text().count("\n") > 1]
-    assert process.poll() is None, "it ended before it could be killed"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    sent = {path.name: path.stat().st_mtime_ns for path in store.glob("*.tar") if f'"name": "{path.name}"' in state[0].read_text()}
-    last = run_command(*words[1:], cwd=place)
-    assert last.returncode == 0, last.stderr
-    assert sent
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "manifest.json").mkdir()
+    process = at_url(tmp_path / "source", store, tmp_path)
+    while process.poll() is None and not any(store.glob("*.tar")):
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    assert "cannot be sent" in finished(at_url(tmp_path / "source", store, tmp_path), 2)
+    sent = {path.name: path.stat().st_mtime_ns for path in store.glob("*.tar")}
+    (store / "manifest.json").rmdir()
+    finished(at_url(tmp_path / "source", store, tmp_path))
+    assert len(sent) == 6
     assert {name: (store / name).stat().st_mtime_ns for name in sent} == sent
     assert run_command(*command(tmp_path / "source", tmp_path / "folder")).returncode == 0
     assert files_of(store) == files_of(tmp_path / "folder")
+    assert not list((tmp_path / ".cache" / "make_shards").iterdir())
+
+
+def test_a_store_that_somebody_else_filled(tmp_path: Path) -> None:
+    make_kaggle(tmp_path / "source")
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "train-000000.tar").write_bytes(b"somebody's")
+    assert "holds tars that this program did not begin" in finished(at_url(tmp_path / "source", store, tmp_path), 2)
+    assert (store / "train-000000.tar").read_bytes() == b"somebody's"
+
+
+@pytest.mark.parametrize(("begun", "then"), [((), ("--in-order",)), (("--in-order",), ())])
+def test_another_order_than_the_one_begun_in(begun: tuple[str, ...], then: tuple[str, ...], tmp_path: Path) -> None:
+    make_kaggle(tmp_path / "source")
+    words = [str(word) for word in (sys.executable, *command(tmp_path / "source", tmp_path / "out", *begun))]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    while process.poll() is None and not (tmp_path / "out" / ".progress.jsonl").exists():
+        time.sleep(0.001)
+    while process.poll() is None and (tmp_path / "out" / ".progress.jsonl").stat().st_size == 0:
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    one_line(run_command(*command(tmp_path / "source", tmp_path / "out", *then)), "was begun with", "--in-order")
 
 
 def test_a_test_split_without_labels_loads_and_is_not_evaluated(tmp_path: Path) -> None:

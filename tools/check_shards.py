@@ -59,7 +59,7 @@ def check_pictures(folder: Path, shards: Sequence[Shard], manifest: Manifest, wo
     context = multiprocessing.get_context("spawn")
     with (
         tqdm(total=sum(shard.samples for shard in shards), unit=" pictures", desc="pictures", mininterval=_interval()) as bar,
-        ProcessPoolExecutor(max(1, min(workers, len(tasks))), context, start_worker, (None,)) as pool,
+        ProcessPoolExecutor(max(1, min(workers, len(tasks))), context, start_worker, (None, os.getpid())) as pool,
     ):
         try:
             with _ctrl_c_later():  # the workers start here, and keep it so

@@ -10,7 +10,7 @@ import io
 import multiprocessing
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
@@ -84,10 +84,13 @@ def compute_pca(folder: Path, workers: int, decode: bool = False) -> ColourStats
         tqdm(total=len(shards), unit=" pictures", desc="colours", mininterval=0.5 if sys.stderr.isatty() else 30) as bar,
         ProcessPoolExecutor(min(workers, len(tasks)), context, _open_shards, (folder,)) as pool,
     ):
-        for future in as_completed([pool.submit(_sum_samples, task) for task in tasks]):
-            part = future.result()
-            sums.merge(part)
-            bar.update(part.images)
+        try:
+            for future in as_completed([pool.submit(_sum_samples, task) for task in tasks]):
+                part = future.result()
+                sums.merge(part)
+                bar.update(part.images)
+        except BrokenExecutor:
+            raise InputError("a worker process died (out of memory?); run the same command again, with fewer --workers") from None
     return colour_stats(sums, shards.digest, "decoded")
 
 

@@ -25,23 +25,42 @@ from tools.sources import Listing, list_source, verify_sums
 from tools.workers import Workers, dask_workers, local_workers
 
 
-def make_shards(source: Path, out: Path, settings: Settings, workers: Workers, to: str | None = None, in_order: bool = False) -> Manifest:
+def make_shards(
+    source: Path, out: Path, settings: Settings, workers: Workers, to: str | None = None, in_order: bool = False, verify: bool = False
+) -> Manifest:
     """Make the shards of `source` in `out`, or say that they are there. Raises InputError for a source or folder that cannot be used.
 
     to: URL that they are sent to; `out` is then where they are made, and the progress is kept. in_order: read the source from its
     beginning to its end, as is done anyway where it cannot be read otherwise.
     """
     if to is not None:
-        out.mkdir(exist_ok=True)
-        fetch(to, NAME, out / NAME)
+        out.mkdir(parents=True, exist_ok=True)
+        fetch(to, NAME, out / NAME)  # what lies here may not have been sent
+        try:
+            read_manifest(out)
+        except InputError:  # half a manifest is none
+            (out / NAME).unlink(missing_ok=True)
     finished = _finished(out, settings, source, to)
     if finished:
         return finished
     listing = list_source(source)
     _describe(source, listing)
-    with claim(out, settings, listing, to, in_order or bool(listing.streamed)) as job:
+    if verify:
+        _verify(source)
+    in_order = in_order or bool(listing.streamed)
+    if to is not None and in_order and workers.elsewhere:
+        raise InputError(
+            "a source that is read in order leaves its pictures in --out on the way, which a cluster cannot do at a URL: give a shared folder"
+        )
+    with claim(out, settings, listing, to, in_order) as job:
         _announce(job, workers)
         return job.run(workers)
+
+
+def _verify(source: Path) -> None:
+    """Raises InputError for an archive that does not have its published sum."""
+    for line in verify_sums(source):
+        print(f"  {line}")
 
 
 def _describe(source: Path, listing: Listing) -> None:
@@ -59,6 +78,13 @@ def _announce(job: Job, workers: Workers) -> None:
         print(_outlook(job.listing, job.settings, None if job.to else job.out, workers, left, job.in_order))
 
 
+def _check_apart(source: Path, out: Path) -> None:
+    """Raises InputError where shards would lie among the pictures; beside the archives, in a folder of their own, they may."""
+    source, there = source.resolve(), out.resolve()
+    if there == source or any(there.is_relative_to(source / name) for name in ("train", "val", "test", "data", "ILSVRC", "Data")):
+        raise InputError(f"--out {out} lies among the pictures of --source {source}, where nothing is written; choose another --out")
+
+
 def _outlook(listing: Listing, settings: Settings, out: Path | None, workers: Workers, pictures: int, in_order: bool) -> str:
     """out: None where the shards go to a URL, whose free space nobody knows. Raises InputError where there is not enough space."""
     found = estimate(listing, settings)
@@ -69,10 +95,10 @@ def _outlook(listing: Listing, settings: Settings, out: Path | None, workers: Wo
     if out is not None:
         space += f" of the {gigabytes(check_space(out, needed * (2 if in_order else 1)))} free"
     seconds = pictures * found.seconds_a_picture / workers.count
-    time_needed = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} s"
-    rate = f"{1 / found.seconds_a_picture:,.0f}" if found.seconds_a_picture else "?"
+    time_needed = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes" if seconds > 90 else "a minute or two"
+    bad = f" ({found.tried - found.sampled} of the {found.tried} tried are no pictures)" if found.tried > found.sampled else ""
     return (
-        f"  {found.sampled} of them converted, {rate} a second on one core: all {pictures:,} will take {space} "
+        f"  {found.sampled} of them converted{bad}, {1 / found.seconds_a_picture:,.0f} a second on one core: all {pictures:,} will take {space} "
         f"and some {time_needed} on {workers.where}"
     )
 
@@ -189,21 +215,23 @@ def _run(given: argparse.Namespace) -> int:
     to = given.out if is_url(given.out) else None
     out = (Path(given.out) if to is None else state_folder(to)).absolute()  # workers may be elsewhere
     source = source.absolute() if given.dask else source
-    if given.verify:
-        for line in verify_sums(source):
-            print(f"  {line}")
+    if to is None:
+        _check_apart(source, out)
     with _workers(given) as workers:
         if given.dry_run:
             listing = list_source(source)
             _describe(source, listing)
+            if given.verify:
+                _verify(source)
             total = sum(map(len, listing.splits.values()))
             print(_outlook(listing, settings, None if to else out, workers, total, given.in_order or bool(listing.streamed)))
             return 0
-        manifest = make_shards(source, out, settings, workers, to, given.in_order)
+        manifest = make_shards(source, out, settings, workers, to, given.in_order, given.verify)
     fsync_folder(out)
     if to is not None:
         shutil.rmtree(out)
-    return _report(manifest, to or str(out), given.allow_failures)
+    print(f"in {given.out}" + ("" if to else f"; next: python tools/compute_pca.py --shards {given.out}"))
+    return _report(manifest, given.out, given.allow_failures)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,13 +16,15 @@ from PIL import Image, ImageChops, ImageFile
 
 from pipeline.jpeg_header import read_frame
 from pipeline.manifest import Settings
-from tools.jpeg_codec import CodecError, Decoding, UnsupportedError, encode
+from tools.jpeg_codec import SCANS, CodecError, Decoding, UnsupportedError, encode
 from tools.resample import bicubic_weights, resample
+from tools.source_entries import MAX_FILE
 
 MAX_PIXELS = 100_000_000  # of a source picture: 300 MB decoded. ImageNet's largest has a tenth of it
-MAX_FILE = 256 << 20  # bytes of a file unwrapped from gzip
 MAX_SIDE = 65_500  # of a JPEG
 MARGIN = 8  # columns and rows decoded beyond those that are weighted: at a cut libjpeg has no neighbour to blend colours with
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")  # Pillow's others reach as far as Ghostscript
+_SCAN = b"\xff\xda"
 _JPEG, _GZIP = b"\xff\xd8\xff", b"\x1f\x8b"
 
 
@@ -81,7 +83,9 @@ def _unwrapped(data: bytes) -> bytes:
 
 
 def _check_header(data: bytes) -> None:
-    """Before a decoder allocates what the header claims."""
+    """Before a decoder allocates what the header claims, and goes over it as often as there are scans."""
+    if data.count(_SCAN) > SCANS:
+        raise PictureError(f"it has {data.count(_SCAN):,} scans, more than the {SCANS} that a JPEG may have")
     frame = read_frame(data)
     if frame is not None:
         _check_size(frame.width, frame.height)
@@ -127,7 +131,7 @@ def _stretch(width: int, height: int, settings: Settings, jpeg: bool) -> _Stretc
 
 def _fast_pixels(jpeg: bytes, settings: Settings) -> np.ndarray:
     """(h, w, 3) uint8. Raises CodecError, UnsupportedError for what Pillow must do, and PictureError."""
-    if settings.exif_orientation == "applied" and b"Exif\0\0" in jpeg[: 1 << 16]:
+    if settings.exif_orientation == "applied" and b"Exif\0\0" in jpeg:
         raise UnsupportedError("it may have to be turned")
     with Decoding(jpeg) as picture:
         _check_size(picture.width, picture.height)
@@ -144,10 +148,10 @@ def plain_pixels(data: bytes, settings: Settings) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken EXIF is of no concern here, large pictures are refused below
-            file = Image.open(io.BytesIO(data))
-            (width, height), jpeg = file.size, file.format == "JPEG"
+            file = Image.open(io.BytesIO(data), formats=FORMATS)
+            (width, height), jpeg = file.size, file.format in ("JPEG", "MPO")
             _check_size(width, height)
-            turn = _orientation(file) if settings.exif_orientation == "applied" else 1
+            turn = _turn(file, settings.exif_orientation == "applied")
             take = _stretch(*((height, width) if turn >= 5 else (width, height)), settings, jpeg)
             if take.eighths < 8:
                 file.draft(None, (width * take.eighths // 8, height * take.eighths // 8))
@@ -155,22 +159,31 @@ def plain_pixels(data: bytes, settings: Settings) -> np.ndarray:
             picture = _rgb(file)
             if turn > 1:
                 picture = picture.transpose(_TURNS[turn])
-    except (OSError, ValueError, SyntaxError, IndexError, EOFError, KeyError, TypeError, Image.DecompressionBombError) as error:
-        raise error if isinstance(error, PictureError) else PictureError(_reason(error)) from None
-    assert picture.size == (take.width, take.height), f"{picture.size} decoded, {take} expected"
+    except PictureError:
+        raise
+    except Exception as error:  # of a damaged file Pillow's readers raise nearly anything
+        raise PictureError(_reason(error)) from None
+    if picture.size != (take.width, take.height):
+        raise PictureError(f"it was to have {take.width} x {take.height} pixels, and has {picture.size[0]} x {picture.size[1]}")
     left, top, right, bottom = take.box
+    down = bicubic_weights(top, bottom, take.height, take.out[1])
+    first, last = int(down.first[0]), int(down.first[-1] + down.taps[-1])  # a picture one pixel wide may have millions of rows
     # One axis after the other: which one Pillow takes first depends on its version.
-    narrow = picture.resize((take.out[0], take.height), Image.Resampling.BICUBIC, box=(left, 0, right, take.height))
-    return np.asarray(narrow.resize(take.out, Image.Resampling.BICUBIC, box=(0, top, take.out[0], bottom)))
+    narrow = picture.resize((take.out[0], last - first), Image.Resampling.BICUBIC, box=(left, first, right, last))
+    return np.asarray(narrow.resize(take.out, Image.Resampling.BICUBIC, box=(0, top - first, take.out[0], bottom - first)))
 
 
-def _orientation(picture: Image.Image) -> int:
-    """EXIF orientation, 1 ... 8; 1 where there is none or it cannot be read."""
-    try:
-        value = picture.getexif().get(0x0112, 1)
-    except (OSError, ValueError, SyntaxError, KeyError, TypeError, IndexError):
+def _turn(file: ImageFile.ImageFile, applied: bool) -> int:
+    """How the picture that Pillow decodes is to be turned: an EXIF orientation, 1 ... 8, 1 for not at all."""
+    tiff = file.format == "TIFF"  # Pillow turns these itself
+    if applied == tiff:
         return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+    try:
+        value = file.getexif().get(0x0112, 1)
+    except Exception:  # a broken EXIF says nothing
+        return 1
+    value = value if isinstance(value, int) and 1 <= value <= 8 else 1
+    return {6: 8, 8: 6}.get(value, value) if tiff else value
 
 
 _TURNS = {  # by EXIF orientation; from 5 on width and height change places
@@ -188,14 +201,14 @@ def _rgb(file: ImageFile.ImageFile) -> Image.Image:
     picture: Image.Image = file
     if picture.mode.startswith("I"):
         return _eight_bits(picture)
-    if picture.mode == "CMYK" and file.format == "JPEG" and "adobe" not in picture.info:
+    if picture.mode == "CMYK" and file.format in ("JPEG", "MPO") and "adobe" not in picture.info:
         picture = ImageChops.invert(picture)  # Pillow takes every CMYK JPEG for Adobe's, which has its colours inverted
     return picture.convert("RGB")
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """Pillow would clip 16-bit grey to white."""
-    high = np.clip(np.asarray(picture).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+    high = np.clip(np.asarray(picture) >> 8, 0, 255).astype(np.uint8)
     return Image.fromarray(high).convert("RGB")
 
 

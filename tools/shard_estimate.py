@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -22,27 +23,30 @@ SPARE = 64 << 20  # bytes for what else is written, and for what the sample does
 
 @dataclass(frozen=True)
 class Estimate:
-    """bytes_a_picture: in a shard, with its headers; seconds_a_picture: to convert, on one core; sampled: pictures that could be converted."""
+    """bytes_a_picture: in a shard, with its headers; seconds_a_picture: to convert, on one core; sampled: pictures that could be
+    converted, of `tried`."""
 
     bytes_a_picture: float
     seconds_a_picture: float
     sampled: int
+    tried: int
 
 
 def estimate(listing: Listing, settings: Settings) -> Estimate:
     """Convert a sample, evenly spread where the source can be read anywhere, else its first pictures. Raises InputError."""
-    sizes, seconds = [], 0.0
-    for number, data in enumerate(_sample(listing)):
+    sizes, seconds, tried = list[int](), list[float](), 0
+    for data in _sample(listing):
+        tried += 1
         began = time.perf_counter()
         try:
             sizes.append(len(convert(data, settings).jpeg))
         except PictureError:  # it will be listed when its turn comes
             continue
-        if number:  # the first waits for the kernels to be compiled
-            seconds += time.perf_counter() - began
+        seconds.append(time.perf_counter() - began)
     if not sizes:
         raise InputError("none of the pictures that were looked at can be decoded; is this the right source?")
-    return Estimate(sum(sizes) / len(sizes) + OVERHEAD, seconds / max(len(sizes) - 1, 1), len(sizes))
+    rest = seconds[1:] or seconds  # the first waits for the kernels to be compiled
+    return Estimate(sum(sizes) / len(sizes) + OVERHEAD, sum(rest) / len(rest), len(sizes), tried)
 
 
 def _sample(listing: Listing) -> Iterator[bytes]:
@@ -61,10 +65,12 @@ def _sample(listing: Listing) -> Iterator[bytes]:
 
 
 def check_space(out: Path, needed: float) -> int:
-    """Free bytes where `out` is or will be. Raises InputError when `needed` are not there."""
+    """Free bytes where `out` is or will be. Raises InputError when `needed` are not there, or nothing may be written."""
     place = out.absolute()
     while not place.exists():
         place = place.parent
+    if not os.access(place, os.W_OK):
+        raise InputError(f"{out} cannot be written: {place} does not allow it; mend its rights or choose another --out")
     free = shutil.disk_usage(place).free
     if needed + SPARE > free:
         raise InputError(f"{out}: about {gigabytes(needed)} are needed and {gigabytes(free)} are free; free space or choose another --out")

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -20,7 +20,7 @@ from pipeline.manifest import FORMAT_VERSION, NAME, Manifest, Rejected, Settings
 from pipeline.order import order
 from tools import pixel_sums
 from tools.pixel_sums import Sums, read_sums, total_sums, write_sums
-from tools.shard_upload import send, size_there
+from tools.shard_upload import send, sizes_there
 from tools.shard_worker import Assembly, Done, Piece, Task, assemble_shard, make_piece, make_shard
 from tools.sources import Entry, Listing
 from tools.stream_pieces import cut_into_pieces, places_of, with_bytes
@@ -28,6 +28,7 @@ from tools.workers import Workers
 
 PROGRESS = ".progress.jsonl"  # one line per finished shard or piece; gone when the manifest is there
 SUMS = ".sums.npz"  # pixel sums of what is finished; becomes sums.npz
+MOST_SHARDS = 100_000
 WRITE_EPOCH = 2**32 - 1  # the order of samples in the shards: an epoch number that no training reaches
 
 
@@ -57,10 +58,12 @@ class Job:
             handed = with_bytes(pieces, self.done.keys()) if self.listing.streamed == "tar.gz" else left
             self._watched(make_piece, handed, pieces, left, workers)
             places = places_of(pieces, self.done)
-            shards: Sequence[Any] = [
-                Assembly(split, path, some, [places[entry.file, entry.offset] for entry in some], self.to) for split, path, some in planned
-            ]
-            workers.run(assemble_shard, self._left(shards), self._take, lambda: None)
+            assemblies = (
+                Assembly(split, path, some, [places[entry.file, entry.offset] for entry in some], self.to)
+                for split, path, some in planned
+                if path.name not in self.done
+            )
+            workers.run(assemble_shard, assemblies, self._take, lambda: None)
         else:
             shards = [Task(split, path, some, self.settings, self.to) for split, path, some in planned]
             left = self._left(shards)
@@ -94,6 +97,7 @@ class Job:
                 bar.update(min(total - to_do + count, total) - bar.n)
 
             workers.run(function, handed, take, tick)
+            bar.update(total - bar.n)  # the workers' count is not exact
 
     def _take(self, result: tuple[Done, Sums | None]) -> None:
         """Record what was made. The sums go first: what is recorded as done is in them, and what is in them is not added again."""
@@ -146,28 +150,53 @@ def _sorted(found: Any) -> tuple[Rejected, ...]:
 @contextmanager
 def claim(out: Path, settings: Settings, listing: Listing, to: str | None, in_order: bool) -> Iterator[Job]:
     """The folder, locked; begun if nothing is there, else with what is done. Begun with other settings, or in use, it is an InputError."""
-    out.mkdir(parents=True, exist_ok=True)
-    mark = json.dumps({"settings": settings.model_dump(), "source": listing.source.model_dump()})
-    if not (out / PROGRESS).exists() and any(out.glob("*.tar")):
-        raise InputError(f"{out} holds tars that this program did not begin; choose another --out")
-    with open(out / PROGRESS, "a+", encoding="utf-8") as progress:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out} cannot be made: {error.strerror}; choose another --out") from None
+    shards = sum(-(-len(entries) // settings.shard_size) for entries in listing.splits.values())
+    if shards > MOST_SHARDS:
+        raise InputError(
+            f"--shard-size {settings.shard_size} makes {shards:,} shards, more than the {MOST_SHARDS:,} that a manifest may list; take a larger one"
+        )
+    mark = json.dumps({"settings": settings.model_dump(), "source": listing.source.model_dump(), "in_order": in_order})
+    there = sizes_there(to) if to is not None else {path.name: 0 for path in out.glob("*.tar")}
+    if not (out / PROGRESS).exists() and any(name.endswith(".tar") for name in there):
+        raise InputError(f"{to or out} holds tars that this program did not begin, or not for this user and machine; choose another --out")
+    with open(out / PROGRESS, "a+", encoding="utf-8", errors="replace") as progress:
         try:
             fcntl.flock(progress, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however we end
-        except OSError:
-            raise InputError(f"another make_shards is writing to {out}; wait for it or choose another --out") from None
+        except BlockingIOError:
+            raise InputError(f"another make_shards is writing to {to or out}; wait for it or choose another --out") from None
         progress.seek(0)
         first = progress.readline()
         if first.endswith("\n") and first != f"{mark}\n":
-            raise InputError(f"{out} was begun with other settings or another source; choose another --out, or delete {out} to begin anew")
+            raise InputError(f"{to or out} was begun {_otherwise(first, mark)}; choose another --out, or delete {out} to begin anew")
         for leftover in out.glob(".*.tmp"):
             leftover.unlink()
         if first.endswith("\n"):
-            yield Job(listing, out, settings, to, in_order, progress, *_already_done(progress, out, settings, to))
+            yield Job(listing, out, settings, to, in_order, progress, *_already_done(progress, out, settings, None if to is None else there))
             return
+        sums = total_sums(settings.size) if settings.shape == "square" else None
+        if sums is not None:
+            write_sums(out / SUMS, sums, "")
         progress.truncate(0)
         _record(progress, mark)
-        (out / SUMS).unlink(missing_ok=True)
-        yield Job(listing, out, settings, to, in_order, progress, total_sums(settings.size) if settings.shape == "square" else None)
+        yield Job(listing, out, settings, to, in_order, progress, sums)
+
+
+def _otherwise(first: str, mark: str) -> str:
+    """How a folder was begun that was begun in another way; first, mark: its first line, and what it would be now."""
+    now = json.loads(mark)
+    with suppress(ValueError, TypeError, KeyError):
+        was = json.loads(first)
+        changed = [f"with {key} {was['settings'][key]}, not {value}" for key, value in now["settings"].items() if was["settings"][key] != value]
+        if was["source"] != now["source"]:
+            changed.append("from another source")
+        if was["in_order"] != now["in_order"]:
+            changed.append(f"{'with' if was['in_order'] else 'without'} --in-order")
+        return " and ".join(changed) or "by another version of this program"
+    return "with other settings, or by another version of this program"
 
 
 def _record(progress: IO[str], line: str) -> None:
@@ -176,7 +205,7 @@ def _record(progress: IO[str], line: str) -> None:
     os.fsync(progress.fileno())
 
 
-def _already_done(progress: IO[str], out: Path, settings: Settings, to: str | None) -> tuple[Sums | None, dict[str, Done]]:
+def _already_done(progress: IO[str], out: Path, settings: Settings, there: dict[str, int] | None) -> tuple[Sums | None, dict[str, Done]]:
     """Pixel sums, and the shards and pieces that an earlier run recorded and whose bytes are still those it wrote, by name."""
     progress.seek(0)
     content = progress.read()
@@ -189,20 +218,19 @@ def _already_done(progress: IO[str], out: Path, settings: Settings, to: str | No
             found = Done(**json.loads(line))
         except (ValueError, TypeError):
             continue  # no record: the shard is made again
-        if _is_there(out / found.name, found, to):
+        if _is_there(out / found.name, found, there):
             done[found.name] = found
-    if settings.shape != "square":
-        return None, done
-    nothing = total_sums(settings.size) if len(whole.splitlines()) == 1 else None
-    return read_sums(out / SUMS, settings.size, "") or nothing, done
+    return read_sums(out / SUMS, settings.size, "") if settings.shape == "square" else None, done
 
 
-def _is_there(path: Path, found: Done, to: str | None) -> bool:
-    """Whole, by its sum; at a URL by its size."""
-    if path.suffix == ".tar" and to is not None:
-        return found.samples == 0 or (size_there(to, path.name) == found.bytes and size_there(to, path.with_suffix(".idx").name) is not None)
+def _is_there(path: Path, found: Done, there: dict[str, int] | None) -> bool:
+    """Whole, by its sum; at a URL, where `there` gives the files' sizes, by its size."""
+    if path.suffix == ".tar" and there is not None:
+        return found.samples == 0 or (there.get(path.name) == found.bytes and path.with_suffix(".idx").name in there)
     if path.suffix == ".tar":
-        return found.samples == 0 or (path.exists() and path.with_suffix(".idx").exists() and sha256_of(path) == found.sha256)
+        index = path.with_suffix(".idx")
+        whole = path.exists() and index.exists() and sha256_of(index) == found.index_sha256 and sha256_of(path) == found.sha256
+        return found.samples == 0 or whole
     return path.exists() and sha256_of(path) == found.sha256
 
 

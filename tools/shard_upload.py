@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,8 @@ PAUSES = (1.0, 4.0, 16.0)  # seconds before another try
 
 
 def state_folder(url: str) -> Path:
-    """Where the progress of making shards at a URL is kept, and what has not been sent yet."""
-    return Path(f"make_shards-{hashlib.sha256(url.encode()).hexdigest()[:12]}")
+    """Where this user's progress of making shards at a URL is kept, whatever folder the command is run in."""
+    return Path.home() / ".cache" / "make_shards" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
 
 
 def open_store(url: str) -> tuple[Any, str]:
@@ -42,29 +44,37 @@ def send(path: Path, url: str) -> None:
             if system.info(target)["size"] == size:
                 return
             fault = "it arrived with another size"
-        except Exception as error:
+        except Exception as error:  # see _readable
             fault = " ".join(str(error).split()) or type(error).__name__
         if pause is not None:
             time.sleep(pause)
     raise InputError(f"{path.name} cannot be sent to {url}: {fault}; mend it and run the same command again to go on")
 
 
-def size_there(url: str, name: str) -> int | None:
-    """Bytes of a file of the folder at a URL; None when it is not there. Raises InputError."""
+def sizes_there(url: str) -> dict[str, int]:
+    """Bytes of each file of the folder at a URL, by name; empty where there is no such folder. Raises InputError."""
     system, folder = open_store(url)
     system.invalidate_cache()
+    with _readable(url):
+        try:
+            found = system.ls(folder, detail=True)
+        except FileNotFoundError:
+            return {}
+        return {entry["name"].rsplit("/", 1)[-1]: int(entry["size"] or 0) for entry in found if entry["type"] == "file"}
+
+
+def fetch(url: str, name: str, to: Path) -> None:
+    """Copy a file from the folder at a URL; where it is not there, it is not there afterwards. Raises InputError."""
+    to.unlink(missing_ok=True)
+    if name in sizes_there(url):
+        system, folder = open_store(url)
+        with _readable(url):
+            system.get_file(f"{folder}/{name}", str(to))
+
+
+@contextmanager
+def _readable(url: str) -> Iterator[None]:
     try:
-        return int(system.info(f"{folder}/{name}")["size"])
-    except FileNotFoundError:
-        return None
-    except Exception as error:
+        yield
+    except Exception as error:  # every library behind fsspec has errors of its own
         raise InputError(f"{url} cannot be read: {' '.join(str(error).split())}; check the connection and your rights") from None
-
-
-def fetch(url: str, name: str, to: Path) -> bool:
-    """Copy a file from the folder at a URL, if it is there. Raises InputError."""
-    if size_there(url, name) is None:
-        return False
-    system, folder = open_store(url)
-    system.get_file(f"{folder}/{name}", str(to))
-    return True

@@ -7,6 +7,7 @@ import ctypes
 import hashlib
 import os
 import signal
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipeline.tarshard import write_shard
 from tools.picture import PictureError, convert
 from tools.pixel_sums import Sums, empty_sums
 from tools.shard_upload import send
+from tools.source_entries import MAX_FILE
 from tools.sources import Entry, read_stream
 
 
@@ -63,13 +65,15 @@ class Done:
     """One shard or piece made.
 
     samples may be fewer than planned, or none, when files were rejected; rejected and doubtful: (name, reason), the first in no
-    shard, the second in one, though libjpeg found a fault. sizes: of a piece, the bytes of each picture, 0 if rejected.
+    shard, the second in one, though libjpeg found a fault. index_sha256: of a shard's .idx. sizes: of a piece, the bytes of each
+    picture, 0 if rejected.
     """
 
     name: str
     samples: int
     bytes: int
     sha256: str
+    index_sha256: str = ""
     rejected: list[tuple[str, str]] = field(default_factory=list)
     doubtful: list[tuple[str, str]] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
@@ -78,12 +82,15 @@ class Done:
 _counter: Any = None
 
 
-def start_worker(counter: Any) -> None:
+def start_worker(counter: Any, parent: int) -> None:
+    """parent: its process number."""
     global _counter
     _counter = counter
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     with contextlib.suppress(OSError, AttributeError):  # not Linux
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no worker outlives a killed parent and writes on
+    if os.getppid() != parent:  # it was killed before
+        os._exit(1)
 
 
 class _Converter:
@@ -112,10 +119,9 @@ class _Converter:
 
 
 def count_one() -> None:
-    """For the progress bar, where workers are of this machine."""
+    """For the progress bar, where workers are of this machine. Without a lock, which a killed worker would keep for ever."""
     if _counter is not None:
-        with _counter.get_lock():
-            _counter.value += 1
+        _counter.value += 1
 
 
 def make_shard(task: Task) -> tuple[Done, Sums | None]:
@@ -141,18 +147,21 @@ def _written(task: Task | Assembly, samples: list[tuple[str, bytes, int]]) -> Do
     """Write a shard, and send it where it is to be."""
     if not samples:
         return Done(task.path.name, 0, 0, "")
-    if task.to is not None:
-        task.path.parent.mkdir(parents=True, exist_ok=True)  # on another machine of a cluster
-    written = write_shard(task.path, samples)
-    if task.to is not None:
-        for path in (task.path.with_suffix(".idx"), task.path):
+    if task.to is None:
+        written = write_shard(task.path, samples)
+    else:
+        with tempfile.TemporaryDirectory() as folder:  # on the disk of this machine of the cluster
+            path = Path(folder) / task.path.name
+            written = write_shard(path, samples)
+            send(path.with_suffix(".idx"), task.to)
             send(path, task.to)
-            path.unlink()
-    return Done(task.path.name, written.samples, written.bytes, written.sha256)
+    return Done(task.path.name, written.samples, written.bytes, written.sha256, written.index_sha256)
 
 
 def read_entry(entry: Entry) -> bytes:
-    """Raises PictureError for a file that cannot be read."""
+    """Raises PictureError for a file that cannot be read, or is larger than any picture."""
+    if entry.size > MAX_FILE:
+        raise PictureError(f"it has {entry.size:,} bytes, more than the {MAX_FILE:,} that a picture may have")
     try:
         with open(entry.file, "rb") as file:
             data = os.pread(file.fileno(), entry.size, entry.offset)
@@ -175,7 +184,7 @@ def make_piece(piece: Piece) -> tuple[Done, Sums | None]:
     if converter.sums is not None:
         converter.sums.of.add(piece.path.name)
     samples = sum(size > 0 for size in sizes)
-    return Done(piece.path.name, samples, sum(sizes), digest.hexdigest(), converter.rejected, converter.doubtful, sizes), converter.sums
+    return Done(piece.path.name, samples, sum(sizes), digest.hexdigest(), "", converter.rejected, converter.doubtful, sizes), converter.sums
 
 
 def _stream(piece: Piece) -> Iterable[bytes | None]:

@@ -14,6 +14,7 @@ from pipeline.manifest import ClassEntry, Source, SourceKind
 
 PICTURE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 KEY_LENGTH = 80
+MAX_FILE = 256 << 20  # bytes of a picture's file, also when unwrapped from gzip
 
 
 class Entry(NamedTuple):
@@ -93,7 +94,8 @@ def class_table(wnids: Iterable[str], words: Mapping[str, str] | None = None, id
 
 def printable(name: str) -> str:
     """A file name as text that JSON and a terminal can carry on one line, even if its bytes are not UTF-8."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace").replace("\n", "\\n")
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def stem_of(name: str) -> str:
@@ -104,8 +106,9 @@ def stem_of(name: str) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a base name is that of a hidden file, "._x", which macOS puts beside x, among them."""
-    return name.rsplit("/", 1)[-1].startswith(".")
+    """Whether a base name is that of a file which systems put beside pictures: hidden ones, "._x" of macOS and Thumbs.db among them."""
+    base = name.rsplit("/", 1)[-1]
+    return base.startswith(".") or base in ("Thumbs.db", "desktop.ini")
 
 
 def clean_key(stem: str) -> str:

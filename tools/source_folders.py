@@ -43,7 +43,7 @@ def class_folder_entries(folder: Path, split: str, names: list[str]) -> Iterator
         if is_hidden(place.name):
             continue
         if not place.is_dir():
-            remedy = f"sort the pictures into {split}/CLASS/, or put Kaggle's {VAL_LABELS} there"
+            remedy = f"move it, or sort pictures into {split}/CLASS/" + (f", or put Kaggle's {VAL_LABELS} into {folder}" if split == "val" else "")
             raise InputError(f"{place} is a file where class folders are expected; {remedy}")
         if place.name not in index_of:
             raise InputError(f"{place} is no class of {folder / 'train'}; the splits must have the same class folders")
@@ -59,10 +59,15 @@ def class_folder_entries(folder: Path, split: str, names: list[str]) -> Iterator
         raise InputError(f"the class folder {folder / split / empty[0]} is empty; put pictures there or remove it")
 
 
+def _not_listed(error: OSError) -> None:
+    """Pictures that are not seen would be lost without a word."""
+    raise InputError(f"{printable(str(error.filename))} cannot be listed: {error.strerror}; mend its rights or the disk")
+
+
 def _files_below(folder: str) -> list[str]:
     """Files of a class, links followed, hidden ones left out. What is neither file nor folder is an InputError."""
     found = []
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_not_listed):
         folders[:] = [name for name in folders if not is_hidden(name)]
         for name in names:
             path = os.path.join(place, name)

@@ -53,7 +53,9 @@ def _read_solution(path: Path, index_of: dict[str, int]) -> dict[str, int]:
     try:
         with open(path, newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                labels[row["ImageId"]] = index_of[row["PredictionString"].split()[0]]
+                label = index_of[row["PredictionString"].split()[0]]
+                if labels.setdefault(row["ImageId"], label) != label:
+                    raise KeyError(f"{row['ImageId']} stands there with two classes")
     except (KeyError, IndexError, AttributeError, UnicodeDecodeError, csv.Error) as error:
         row_number = len(labels) + 2
         raise InputError(f"{path}: line {row_number} is not 'ImageId,PredictionString' with a class of train/ ({error}); {_WHERE}") from None

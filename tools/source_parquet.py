@@ -126,7 +126,7 @@ def _opened(file: str) -> Iterator[Any]:
             if not {"image.bytes", "image.path", "label"} <= paths:
                 raise InputError(f"{file} has the columns {', '.join(sorted(paths))}, not image.bytes, image.path and label")
             yield opened
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:  # the last three for columns of another type
         if isinstance(error, InputError):
             raise
         raise InputError(f"{file}: {_first_line(error)}; the download is incomplete or damaged: fetch it again") from None

@@ -32,6 +32,10 @@ class Member(NamedTuple):
         return self.name.rsplit("/", 1)[-1]
 
 
+# What tarfile raises over headers that nobody wrote in good faith.
+DAMAGE = (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, MemoryError, RecursionError)
+
+
 class StrictInfo(tarfile.TarInfo):
     """Where tarfile sees no header, it takes the archive for finished; only a block of zeros is its end."""
 
@@ -67,7 +71,9 @@ def members(path: Path, within: Member | None = None) -> Iterator[Member]:
                         yield Member(printable(found.name), start + found.offset, start + found.offset_data, found.size)
                     at = tar.offset
                 _check_rest(window, tar.offset, size)
-        except (tarfile.TarError, EOFError) as error:
+        except DAMAGE as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"{where}: {error} (byte {start + min(at, size):,} of {start + size:,}): {CUT}") from None
 
 

@@ -13,10 +13,10 @@ from typing import IO, cast
 from tqdm import tqdm
 
 from pipeline.errors import InputError
-from tools.source_entries import Entry, Layout, Listing, class_table, clean_key, make_listing, printable
+from tools.source_entries import MAX_FILE, Entry, Layout, Listing, class_table, clean_key, make_listing, printable
 from tools.source_golden import ILSVRC2012, check_golden
 from tools.source_huggingface import folders_of, official_stem
-from tools.source_tar import CUT, StrictInfo, bytes_bar, is_picture
+from tools.source_tar import CUT, DAMAGE, StrictInfo, bytes_bar, is_picture
 
 CLASSES = "classes.py"
 BUFFER = 1 << 15  # bytes read at a time; tarfile copies what is left of a block at each read, so larger ones are slower
@@ -109,14 +109,19 @@ def _pictures(path: Path, first: int | None, bar: tqdm | None = None) -> Iterato
                 tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
                 reached = printable(member.name)
                 if is_picture(member, str(path)):
+                    if member.size > MAX_FILE:
+                        raise tarfile.ReadError(f"{member.size:,} bytes are no picture")
                     data = cast(IO[bytes], tar.extractfile(member)).read() if first is not None and number >= first else b""
                     yield member, data
                     number += 1
                 if bar is not None:
                     bar.update(compressed.tell() - bar.n)
-            while plain.read(BUFFER):  # to the end, where gzip's sum over all of it stands
-                pass
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+            while rest := plain.read(BUFFER):  # to the end, where gzip's sum over all of it stands
+                if any(rest):
+                    raise tarfile.ReadError("something follows the end of the archive")
+    except (*DAMAGE, zlib.error) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path}: {error}, at or after {reached}: {CUT}") from None
 
 

@@ -53,7 +53,7 @@ def _manifest(folder: Path) -> Manifest | None:
     """Of a folder that make_shards wrote; None for another's, whatever else is called manifest.json there."""
     try:
         written_by_us = "format_version" in json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
     return read_manifest(folder)[0] if written_by_us else None
 
@@ -137,7 +137,7 @@ def printable_place(key: str, parts: _Parts) -> str:
 def _described(file: IO[bytes], parts: _Parts, where: str) -> dict[str, Any]:
     try:
         described = json.loads(_small(file, parts["json"], where))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: its .json cannot be read ({error}); make this WebDataset again") from None
     return described if isinstance(described, dict) else {}
 

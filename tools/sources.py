@@ -50,7 +50,16 @@ def _not_known(path: Path) -> str:
     if path.name == dogs or (path / dogs).exists():
         return f"{dogs} holds the dogs of task 3, not the 1,000 classes; fetch {source_archives.CHALLENGE_2012.train[0]} instead"
     looked_for = "; ".join(layout.looked_for for layout in LAYOUTS)
-    return f"{path} is no source that is known, none of: {looked_for}; give the folder that holds one of these with --source"
+    return f"{path} {_seen(path)}and is no source that is known, none of: {looked_for}; give the folder that holds one of these with --source"
+
+
+def _seen(path: Path) -> str:
+    """The likeliest mistakes."""
+    if not path.is_dir():
+        return ""
+    if not any(path.iterdir()):
+        return "is empty "
+    return "holds folders, but no train/ (class folders belong under train/), " if any(inside.is_dir() for inside in path.iterdir()) else ""
 
 
 def read_stream(file: str, first: int, count: int) -> Iterator[bytes]:

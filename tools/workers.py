@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
@@ -30,13 +31,15 @@ Work = TypeVar("Work", bound=Named)
 @dataclass(frozen=True)
 class Workers:
     """open: an executor of so many processes. count: tasks that run at once. where: for messages. pictures_done: so far, where
-    workers can say so while a task runs. killed: what a task raises whose worker died too often, where the engine tries again itself."""
+    workers can say so while a task runs. killed: what a task raises whose worker died
+    too often, where the engine tries again itself. elsewhere: they may be on other machines."""
 
     open: Callable[[int], AbstractContextManager[Executor]]
     count: int
     where: str
     pictures_done: Callable[[], int] | None = None
     killed: tuple[type[Exception], ...] = ()
+    elsewhere: bool = False
 
     def run(self, function: Callable[[Work], Any], tasks: Iterable[Work], done: Callable[[Any], None], tick: Callable[[], None]) -> None:
         """function over all tasks; done with each result, in the order in which they end, tick several times a second.
@@ -116,10 +119,10 @@ def _submitted(executor: Executor, function: Callable[[Work], Any], task: Work, 
 def local_workers(count: int) -> Workers:
     """Processes of this machine."""
     context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
+    counter = context.Value("q", 0, lock=False)
 
     def open_pool(processes: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(processes, context, start_worker, (counter,))
+        return ProcessPoolExecutor(processes, context, start_worker, (counter, os.getpid()))
 
     return Workers(open_pool, count, f"{count} process{'es' * (count != 1)} of this machine", lambda: counter.value)
 
@@ -144,4 +147,5 @@ def dask_workers(address: str) -> Iterator[Workers]:
             threads,
             f"{threads} threads of the Dask cluster at {address}",
             killed=(KilledWorker,),
+            elsewhere=True,
         )

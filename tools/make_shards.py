@@ -166,7 +166,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--exif", choices=("ignored", "applied"), default="ignored", help="EXIF orientation (default: ignored, as in 2012)")
     parser.add_argument("--shard-size", type=int, default=2000, help="samples a shard (default: 2000, about 45 MB)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of samples (default: 0)")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: all cores)")
+    parser.add_argument("--workers", type=int, help="processes of this machine (default: all cores)")
     parser.add_argument("--dask", metavar="ADDRESS", help="run on the Dask cluster whose scheduler is at this address; see docs/cluster.md")
     parser.add_argument(
         "--in-order", action="store_true", help="read the source from its beginning to its end, for hard disks; takes as much space again"
@@ -175,6 +175,10 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="look at the source, say what would be made, and stop")
     parser.add_argument("--allow-failures", type=int, default=0, metavar="N", help="exit 0 with up to N rejected files (default: 0)")
     parsed = parser.parse_args(arguments)
+    if parsed.dask and parsed.workers is not None:
+        raise InputError("--workers are of this machine, --dask of a cluster; give one of the two")
+    if parsed.workers is None:
+        parsed.workers = len(os.sched_getaffinity(0))
     for name, low, high in (
         ("size", 16, 1024),
         ("quality", 1, 95),

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +22,7 @@ from pipeline.order import order
 from tools import pixel_sums
 from tools.pixel_sums import Sums, read_sums, total_sums, write_sums
 from tools.shard_upload import send, sizes_there
-from tools.shard_worker import Assembly, Done, Piece, Task, assemble_shard, make_piece, make_shard
+from tools.shard_worker import Assembly, Done, Piece, Task, assemble_shard, look, make_piece, make_shard
 from tools.sources import Entry, Listing
 from tools.stream_pieces import cut_into_pieces, places_of, with_bytes
 from tools.workers import Workers
@@ -53,6 +54,8 @@ class Job:
         """Do all that is still to be done. Raises InputError."""
         pieces = cut_into_pieces(self.listing, self.out, self.settings) if self.in_order else []
         planned = list(self._planned())
+        entry = planned[0][2][0]
+        workers.agree(partial(look, entry, bool(self.listing.streamed), self.settings, self.out / PROGRESS if self.to is None else None))
         if pieces:
             left = self._left(pieces)
             handed = with_bytes(pieces, self.done.keys()) if self.listing.streamed == "tar.gz" else left
@@ -121,7 +124,8 @@ class Job:
             for name in (pixel_sums.NAME, NAME):  # the manifest last: a folder that has one is complete
                 if (self.out / name).exists():
                     send(self.out / name, self.to)
-        for leftover in (self.out / PROGRESS, self.out / SUMS, *(piece.path for piece in pieces)):
+        # Temporary files are of workers that died.
+        for leftover in (self.out / PROGRESS, self.out / SUMS, *(piece.path for piece in pieces), *self.out.glob(".*.tmp")):
             leftover.unlink(missing_ok=True)
         return manifest
 

@@ -7,6 +7,7 @@ import ctypes
 import hashlib
 import os
 import signal
+import socket
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.atomic import atomic_file
+from pipeline.errors import InputError
 from pipeline.manifest import Settings
 from pipeline.tarshard import write_shard
 from tools.picture import PictureError, convert
@@ -158,13 +160,24 @@ def _written(task: Task | Assembly, samples: list[tuple[str, bytes, int]]) -> Do
     return Done(task.path.name, written.samples, written.bytes, written.sha256, written.index_sha256)
 
 
+def look(entry: Entry, streamed: bool, settings: Settings, beside: Path | None) -> tuple[str, str]:
+    """What a machine sees of a job: digests of a picture as it is converted there, and of the file `beside` the shards. Raises InputError."""
+    try:
+        made = convert(next(read_stream(entry.file, entry.offset, 1)) if streamed else read_entry(entry), settings).jpeg
+    except PictureError as error:
+        made = str(error).encode()
+    return hashlib.sha256(made).hexdigest(), hashlib.sha256(beside.read_bytes()).hexdigest() if beside else ""
+
+
 def read_entry(entry: Entry) -> bytes:
-    """Raises PictureError for a file that cannot be read, or is larger than any picture."""
+    """Raises PictureError for a file that cannot be read, or is larger than any picture, InputError for one that is not there."""
     if entry.size > MAX_FILE:
         raise PictureError(f"it has {entry.size:,} bytes, more than the {MAX_FILE:,} that a picture may have")
     try:
         with open(entry.file, "rb") as file:
             data = os.pread(file.fileno(), entry.size, entry.offset)
+    except FileNotFoundError:  # or shards that call themselves complete would lack its picture
+        raise InputError(f"{entry.file} was listed, and is not there on {socket.gethostname()}") from None
     except OSError as error:
         raise PictureError(f"cannot be read: {error.strerror}") from None
     if len(data) != entry.size:

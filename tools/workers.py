@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,9 @@ Work = TypeVar("Work", bound=Named)
 @dataclass(frozen=True)
 class Workers:
     """open: an executor of so many processes. count: tasks that run at once. where: for messages. pictures_done: so far, where
-    workers can say so while a task runs. killed: what a task raises whose worker died
-    too often, where the engine tries again itself. elsewhere: they may be on other machines."""
+    workers can say so while a task runs. killed: what a task raises whose worker died too often, where the engine tries again
+    itself. elsewhere: they may be on other machines; agree: raises InputError for one of those on which a call does not return
+    what it returns here."""
 
     open: Callable[[int], AbstractContextManager[Executor]]
     count: int
@@ -40,6 +42,7 @@ class Workers:
     pictures_done: Callable[[], int] | None = None
     killed: tuple[type[Exception], ...] = ()
     elsewhere: bool = False
+    agree: Callable[[Callable[[], object]], None] = lambda call: None
 
     def run(self, function: Callable[[Work], Any], tasks: Iterable[Work], done: Callable[[Any], None], tick: Callable[[], None]) -> None:
         """function over all tasks; done with each result, in the order in which they end, tick several times a second.
@@ -83,7 +86,9 @@ class Workers:
                             del under_way[future]
                         tick()
                 except BaseException:
-                    executor.shutdown(wait=False, cancel_futures=True)
+                    for future in under_way:  # Dask's executor has no cancel_futures
+                        future.cancel()
+                    executor.shutdown(wait=False)
                     raise
         except _TaskLostError as lost:
             return [*under_way.values(), lost.task]
@@ -93,8 +98,10 @@ class Workers:
     def _result(self, future: Future[Any], task: Named) -> Any:
         try:
             return future.result()
-        except self.killed as error:
-            raise InputError(f"{task.path.name}: the workers that made it died ({error}); run the same command again to go on") from None
+        except self.killed:
+            raise InputError(f"{task.path.name}: every worker that made it died (out of memory?); run the same command again to go on") from None
+        except CancelledError:
+            raise InputError(f"{self.where}: the connection was lost; start it anew, and run the same command again to go on") from None
 
 
 class _TaskLostError(Exception):
@@ -127,6 +134,10 @@ def local_workers(count: int) -> Workers:
     return Workers(open_pool, count, f"{count} process{'es' * (count != 1)} of this machine", lambda: counter.value)
 
 
+def _nothing() -> None:
+    """Can be called only where this module is."""
+
+
 @contextmanager
 def dask_workers(address: str) -> Iterator[Workers]:
     """Threads of the workers of a Dask cluster, which must see the source and the output under the same paths. Raises InputError."""
@@ -134,18 +145,33 @@ def dask_workers(address: str) -> Iterator[Workers]:
         from distributed import Client, KilledWorker
     except ImportError:
         raise InputError("--dask needs Dask: run: pip install 'alexnet-imagenet[dask]', here and on the workers, at the same version") from None
+    for name in ("distributed.client", "distributed.core", "tornado.application", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # of a lost scheduler their tracebacks say no more than our one line
     try:
-        client = Client(address, timeout=10)
-    except (OSError, ValueError, TimeoutError) as error:
+        client = Client(address, timeout=5)
+    except (OSError, ValueError, TypeError, TimeoutError) as error:
         raise InputError(f"no Dask scheduler answers at {address} ({error}); start one with: dask scheduler") from None
+
+    def agree(call: Callable[[], object]) -> None:
+        here = call()
+        for worker, there in client.run(call, on_error="return").items():
+            if there != here:
+                why = " ".join(str(there).split()) if isinstance(there, Exception) else "another file is there, or a picture becomes another JPEG"
+                raise InputError(f"Dask worker {worker}: {why}; all need the same versions, and source and output under the same paths")
+
     with client:
+        try:
+            client.run_on_scheduler(_nothing)
+        except Exception as error:
+            raise InputError(f"the Dask scheduler at {address} lacks this program ({error}); install the same version there") from None
         threads = sum(client.nthreads().values())
         if not threads:
-            raise InputError(f"the Dask scheduler at {address} has no workers; start them with: dask worker {address}")
+            raise InputError(f"the Dask scheduler at {address} has no workers; start them with: dask worker {address} --nworkers CORES --nthreads 1")
         yield Workers(
             lambda count: client.get_executor(pure=False, retries=0),
             threads,
             f"{threads} threads of the Dask cluster at {address}",
             killed=(KilledWorker,),
             elsewhere=True,
+            agree=agree,
         )

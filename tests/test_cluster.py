@@ -45,8 +45,8 @@ def ended(*processes: subprocess.Popen[str]) -> Iterator[None]:
             process.communicate()
 
 
-def start(*arguments: object, cwd: Path = ROOT, **more: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **more}
+def start(*arguments: object, cwd: Path = ROOT, more: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(more or {})}
     command = [sys.executable, *(str(argument) for argument in arguments)]
     return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -57,7 +57,9 @@ class Cluster:
     def __init__(self, file: Path) -> None:
         # --no-dashboard still takes its port
         places = ("--host", "127.0.0.1", "--port", 0, "--dashboard-address", "127.0.0.1:0", "--scheduler-file", file)
-        self.process, self._file = start("-m", "dask", "scheduler", "--no-dashboard", *places), file
+        # Killed workers leave their folders behind, and are looked for: for 30 s, if one dies while it is being connected to.
+        self._more = {"DASK_TEMPORARY_DIRECTORY": str(file.parent), "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "3s"}
+        self.process, self._file = start("-m", "dask", "scheduler", "--no-dashboard", *places, more=self._more), file
 
     @property
     def address(self) -> str:
@@ -74,8 +76,8 @@ class Cluster:
                 process.kill()
             until(lambda: not client.nthreads())
 
-    def worker(self, cwd: Path = ROOT, **more: str) -> subprocess.Popen[str]:
-        return start("-m", "dask", "worker", self.address, "--nthreads", 1, "--no-nanny", "--no-dashboard", cwd=cwd, **more)
+    def worker(self, cwd: Path = ROOT) -> subprocess.Popen[str]:
+        return start("-m", "dask", "worker", self.address, "--nthreads", 1, "--no-nanny", "--no-dashboard", cwd=cwd, more=self._more)
 
 
 @contextmanager
@@ -95,8 +97,13 @@ def address_of(client: Client, process: subprocess.Popen[str]) -> str:
     return next(address for address, pid in client.run(os.getpid).items() if pid == process.pid)
 
 
+def has_work(client: Client, worker: str) -> bool:
+    """A task, or the result of one that has not been fetched."""
+    return bool(client.processing().get(worker) or client.has_what().get(worker))
+
+
 def test_a_worker_is_killed_half_way(cluster: Cluster, archives: Path, made_shards: Path, tmp_path: Path) -> None:
-    """It is stopped until the scheduler knows it to have shards to make, so that it surely takes some with it."""
+    """It is stopped until the scheduler knows it to have some of the work, so that it surely takes some with it."""
     out, workers = tmp_path / "out", [cluster.worker() for _ in range(2)]
     with cluster.workers(*workers) as client:
         victim = address_of(client, workers[0])
@@ -104,7 +111,7 @@ def test_a_worker_is_killed_half_way(cluster: Cluster, archives: Path, made_shar
         with ended(run):
             until(lambda: any(out.glob("*.tar")), run)
             workers[0].send_signal(signal.SIGSTOP)
-            until(lambda: client.processing().get(victim), run)
+            until(lambda: has_work(client, victim), run)
             workers[0].kill()
             output, _ = run.communicate(timeout=LIMIT)
             assert list(client.nthreads()) == [address_of(client, workers[1])]
@@ -132,13 +139,14 @@ def test_stopped_by_ctrl_c_then_the_scheduler_dies_and_this_machine_finishes(arc
         worker = own.worker()
         with ended(worker), Client(own.address, timeout=LIMIT, set_as_default=False) as client:
             client.wait_for_workers(1, timeout=LIMIT)
+            address_of_worker = address_of(client, worker)
             for end, code, words in ((signal.SIGINT, 130, "stopped; finished shards are kept"), (signal.SIGKILL, 2, "the connection was lost")):
                 before = len(list(out.glob("*.tar")))
                 run = start(*command, "--dask", own.address)
                 with ended(run):
                     until(lambda before=before: len(list(out.glob("*.tar"))) > before, run)  # type: ignore[misc]
                     worker.send_signal(signal.SIGSTOP)  # what it has to do will not be done
-                    until(lambda: any(client.processing().values()), run)
+                    until(lambda: has_work(client, address_of_worker), run)
                     (run if end == signal.SIGINT else own.process).send_signal(end)
                     worker.send_signal(signal.SIGCONT)
                     output, _ = run.communicate(timeout=LIMIT)

@@ -157,7 +157,8 @@ def only_train(folder: Path, shards: ShardSet, ids: list[int]) -> ShardSet:
         jpeg, label = shards.read(sample)
         samples.append((shards.place(sample)[1], jpeg.tobytes(), label))
     written = write_shard(folder / "train-000000.tar", samples)
-    split = Split(samples=len(ids), shards=({"name": "train-000000.tar", **vars(written)},))
+    facts = {key: value for key, value in vars(written).items() if key != "index_sha256"}
+    split = Split(samples=len(ids), shards=({"name": "train-000000.tar", **facts},))
     write_manifest(folder, shards.manifest.model_copy(update={"splits": {"train": split}}))
     return ShardSet(folder, "train")
 

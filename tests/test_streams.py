@@ -107,7 +107,8 @@ def test_shards_at_a_url(tmp_path: Path) -> None:
 
 def at_url(source: Path, store: Path, home: Path, *more: object) -> subprocess.Popen[str]:
     """make_shards to a file:// URL, with its state below `home`."""
-    words = [sys.executable, "tools/make_shards.py", *command(source, store.as_uri(), *more)[1:]]
+    impatient = "import sys, tools.shard_upload as u; u.PAUSES = (0.1, 0.1); from tools.make_shards import main; sys.exit(main(sys.argv[1:]))"
+    words = [sys.executable, "-c", impatient, *command(source, store.as_uri(), *more)[1:]]
     environment = {**os.environ, "HOME": str(home)}
     return subprocess.Popen([str(word) for word in words], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageChops, ImageFile
 
-from pipeline.jpeg_header import read_frame
 from pipeline.manifest import Settings
 from tools.jpeg_codec import SCANS, CodecError, Decoding, UnsupportedError, encode
 from tools.resample import bicubic_weights, resample
@@ -52,13 +51,11 @@ def convert(data: bytes, settings: Settings) -> Converted:
     data = _unwrapped(data)
     pixels, doubt = None, None
     if data.startswith(_JPEG):
-        _check_header(data)
         try:
             pixels = _fast_pixels(data, settings)
-        except UnsupportedError:
-            pass
         except CodecError as error:
-            doubt = str(error)
+            doubt = None if isinstance(error, UnsupportedError) else str(error)
+            _check_scans(data)
     if pixels is None:
         pixels = plain_pixels(data, settings)
     try:
@@ -82,13 +79,10 @@ def _unwrapped(data: bytes) -> bytes:
     return data
 
 
-def _check_header(data: bytes) -> None:
-    """Before a decoder allocates what the header claims, and goes over it as often as there are scans."""
+def _check_scans(data: bytes) -> None:
+    """Pillow goes over a JPEG as often as it has scans; libjpeg-turbo was told where to stop."""
     if data.count(_SCAN) > SCANS:
         raise PictureError(f"it has {data.count(_SCAN):,} scans, more than the {SCANS} that a JPEG may have")
-    frame = read_frame(data)
-    if frame is not None:
-        _check_size(frame.width, frame.height)
 
 
 def _check_size(width: int, height: int) -> None:

@@ -34,7 +34,10 @@ def list_source(path: Path) -> Listing:
     if not found:
         raise InputError(_not_known(path))
     layout, mark = found[0]
-    return layout.list(mark)
+    listing = layout.list(mark)
+    if not any(listing.splits.values()):
+        raise InputError(f"{mark} holds no pictures; give the folder that holds them, or fetch it again")
+    return listing
 
 
 def _recognised(path: Path) -> list[tuple[Layout, Path]]:

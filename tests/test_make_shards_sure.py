@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -69,14 +70,21 @@ def test_full_disk(archives: Path, made_shards: Path, tmp_path: Path, limit: int
     assert shard_files(tmp_path / "out") == shard_files(made_shards)
 
 
+def spawned(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> list[int]:
+    """Its worker processes; none where one of its children ends while they are looked at."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return []
+
+
 def test_a_killed_worker_is_replaced(archives: Path, made_shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "tools/make_shards.py", "--source", str(archives), "--out", str(out), "--shard-size", "8", "--workers", "2"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     workers: list[int] = []
     while process.poll() is None and not workers:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        workers = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        workers = spawned(process)
     os.kill(workers[0], signal.SIGKILL)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
@@ -157,8 +165,7 @@ def test_no_worker_outlives_a_killed_command(archives: Path, tmp_path: Path) -> 
         process = subprocess.Popen([*command, str(tmp_path / str(pause))], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         workers: list[Path] = []
         while process.poll() is None and not workers:
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            workers = [Path(f"/proc/{pid}") for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+            workers = [Path(f"/proc/{pid}") for pid in spawned(process)]
         assert workers
         time.sleep(pause)
         process.kill()

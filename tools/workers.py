@@ -91,8 +91,10 @@ class Workers:
                     executor.shutdown(wait=False)
                     raise
         except _TaskLostError as lost:
+            _end_workers()
             return [*under_way.values(), lost.task]
         except BrokenExecutor:
+            _end_workers()
             return list(under_way.values())
 
     def _result(self, future: Future[Any], task: Named) -> Any:
@@ -102,6 +104,12 @@ class Workers:
             raise InputError(f"{task.path.name}: every worker that made it died (out of memory?); run the same command again to go on") from None
         except CancelledError:
             raise InputError(f"{self.where}: the connection was lost; start it anew, and run the same command again to go on") from None
+
+
+def _end_workers() -> None:
+    """A pool that breaks while it starts a process forgets to end that one, and then waits for it for ever."""
+    for process in multiprocessing.active_children():
+        process.kill()  # what it had under way is tried again
 
 
 class _TaskLostError(Exception):

@@ -29,7 +29,7 @@ test: $(INSTALLED)
 
 # The long forms of the tests that kill and damage things at random.
 soak: $(INSTALLED)
-	SOAK=1 $(BIN)/python -m pytest tests/test_fuzz.py tests/test_make_shards_sure.py tests/test_streams.py tests/test_train.py
+	SOAK=1 $(BIN)/python -m pytest tests/test_fuzz.py tests/test_make_shards_sure.py tests/test_streams.py tests/test_faults.py tests/test_hosts.py
 
 # PICTURES: a tar or folder of real JPEGs; ImageNet's own, or any others.
 BENCH ?= bench

@@ -1,4 +1,4 @@
-"""The 2012 AlexNet: one class for a device that holds both columns and for a rank that holds one."""
+"""The 2012 AlexNet: one class for a device that holds all of it and for a rank that holds a part."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.tensor import Placement, Replicate, Shard
+from torch.nn.utils import skip_init
 
 from model.columns import Columns
 from model.design import Design
+from model.hybrid import Hybrid, is_split
 from model.lrn import lrn, within_map_norm
+
+DROPPED = ("fc6", "fc7")  # layers with dropout
 
 
 @dataclass(frozen=True)
 class MaskDraw:
     """Which dropout masks a step uses: a function of seed and step, drawn for the step's whole batch.
 
-    Each rank cuts out its pictures (rows first_row .. of `batch`) and its column, so any layout drops the same outputs.
+    Each rank cuts out its pictures (rows first_row .. of `batch`) and its part of the layer, so any layout drops the same outputs.
     """
 
     seed: int
@@ -26,49 +31,50 @@ class MaskDraw:
     first_row: int = 0
 
     def mask(self, layer: int, features: int, rows: int, own: slice, keep: float, like: torch.Tensor) -> torch.Tensor:
-        """(rows, own features) of 0 and 1 / keep."""
+        """(rows, own features) of 0 and 1 / keep; layer: place in DROPPED; rows: this rank's, or all of the batch."""
         generator = torch.Generator(like.device).manual_seed((self.seed * 1_000_003 + self.step) * 2 + layer)
         drawn = torch.rand(self.batch, features, generator=generator, device=like.device)
-        return (drawn[self.first_row : self.first_row + rows, own] < keep).to(like.dtype) / keep
+        first = 0 if rows == self.batch else self.first_row  # the hybrid's ranks have the whole batch here
+        return (drawn[first : first + rows, own] < keep).to(like.dtype) / keep
 
 
 class AlexNet(nn.Module):
     """(n, 3, input, input) pictures, grey levels with the mean subtracted -> (n, classes) logits.
 
     `AlexNet(num_classes)` is the paper's net (sections 3 and 5) on one device, initialised as the paper says. With one of
-    two columns, every layer has that column's half of the outputs (first dimension); `state_dict` names are the same:
-    conv1 ... conv5, fc6, fc7, fc8, each .weight then .bias. The initial weights of a column are the halves of those of
-    the whole net with the same seed.
+    two columns, every layer has that column's half of the outputs (first dimension); as a rank of the hybrid, the fully
+    connected layers have this rank's part, and its n pictures give the logits of all ranks' pictures. `state_dict` names are
+    the same: conv1 ... conv5, fc6, fc7, fc8, each .weight then .bias. The initial weights of a part are cut from those of the
+    whole net with the same seed.
     """
 
-    def __init__(self, num_classes: int = 1000, design: Design | None = None, columns: Columns | None = None, seed: int = 0) -> None:
+    def __init__(self, num_classes: int = 1000, design: Design | None = None, columns: Columns | Hybrid | None = None, seed: int = 0) -> None:
         super().__init__()
         self.design, self.columns, self.num_classes = design or Design(), columns or Columns(), num_classes
         d, groups = self.design, self.columns.held
-        c1, c2, c3, c4, c5 = (self._own(maps) for maps in d.maps)
-        h6, h7 = (self._own(hidden) for hidden in d.hidden)
+        c1, c2, c3, c4, c5, h6, h7, h8 = (self._own(layer, shape[0]) for layer, shape in d.shapes(num_classes).items())
         self.conv1 = nn.Conv2d(3, c1, 11, stride=4)
         self.conv2 = nn.Conv2d(c1, c2, 5, padding=2, groups=groups)
         self.conv3 = nn.Conv2d(d.maps[1], c3, 3, padding=1)
         self.conv4 = nn.Conv2d(c3, c4, 3, padding=1, groups=groups)
         self.conv5 = nn.Conv2d(c4, c5, 3, padding=1, groups=groups)
-        self.fc6 = nn.Linear(d.maps[4] * d.sides()[-1] ** 2, h6)
-        self.fc7 = nn.Linear(d.hidden[0], h7)
-        self.fc8 = nn.Linear(d.hidden[1], self._own(num_classes))
+        self.fc6 = skip_init(nn.Linear, d.maps[4] * d.sides()[-1] ** 2, h6)
+        self.fc7 = skip_init(nn.Linear, d.hidden[0], h7)
+        self.fc8 = skip_init(nn.Linear, d.hidden[1], h8)
         self.initialise(seed)
 
-    def _own(self, total: int) -> int:
-        rows = self.columns.rows(total)
+    def _own(self, layer: str, total: int) -> int:
+        rows = self.columns.rows(layer, total)
         return rows.stop - rows.start
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """Normal weights and constant biases by the design (paper, section 5), drawn for the whole net and cut to this column."""
+        """Normal weights and constant biases by the design (paper, section 5), drawn for the whole net and cut to this rank's part."""
         generator = torch.Generator().manual_seed(seed)
         for i, (layer, shape) in enumerate(self.design.shapes(self.num_classes).items()):
             whole = torch.empty(shape).normal_(0.0, self.design.init_std[i], generator=generator)
             module = getattr(self, layer)
-            module.weight.copy_(whole[self.columns.rows(shape[0])])
+            module.weight.copy_(whole[self.columns.rows(layer, shape[0])])
             module.bias.fill_(self.design.bias[i])
 
     def forward(self, images: torch.Tensor, masks: MaskDraw | None = None) -> torch.Tensor:
@@ -77,16 +83,13 @@ class AlexNet(nn.Module):
         x = F.pad(images, (before, after, before, after)) if before or after else images
         x = self._normalised_pool("conv1", self.conv1(x))
         x = self._normalised_pool("conv2", self.conv2(x))
-        x = column.exchange(x)  # conv3 reads both columns
-        x = F.relu(self.conv3(x))
+        x = F.relu(column.read("conv3", self.conv3, x))
         x = F.relu(self.conv4(x))
         x = self._pool("conv5", self.conv5(x))
-        x = column.exchange(x.flatten(1))  # fc6 reads both columns
-        x = self._drop(0, F.relu(self.fc6(x)), masks)
-        x = column.exchange(x)  # fc7 reads both columns
-        x = self._drop(1, F.relu(self.fc7(x)), masks)
-        x = column.exchange(x)  # fc8 reads both columns
-        return column.gather_logits(self.fc8(x), self.num_classes)
+        x = self._drop("fc6", F.relu(column.read("fc6", self.fc6, x.flatten(1))), masks)
+        x = self._drop("fc7", F.relu(column.read("fc7", self.fc7, x)), masks)
+        x = column.read("fc8", self.fc8, x)
+        return column.gather_logits(x, self.num_classes)
 
     def _normalised_pool(self, layer: str, x: torch.Tensor) -> torch.Tensor:
         """ReLU, LRN, max-pool; the 2012 program has conv1's ReLU last, and a second normalisation in conv2."""
@@ -107,15 +110,16 @@ class AlexNet(nn.Module):
         alpha = s.alpha / s.n if s.divide_by_n else s.alpha
         return lrn(x, columns=self.columns.held, k=s.k, n=s.n, alpha=alpha, beta=s.beta)
 
-    def _drop(self, layer: int, x: torch.Tensor, masks: MaskDraw | None) -> torch.Tensor:
-        """Dropout on fc6 (layer 0) and fc7 (layer 1); kept outputs are scaled up now instead of all scaled down in testing."""
+    def _drop(self, layer: str, x: torch.Tensor, masks: MaskDraw | None) -> torch.Tensor:
+        """Dropout on the outputs of fc6 and fc7; kept outputs are scaled up now instead of all scaled down in testing."""
         if not self.training or self.design.dropout == 0:
             return x
         if masks is None:
-            assert self.columns.group is None, "two columns on two ranks need masks, or they would drop different outputs"
+            assert self.columns.alone, "ranks that share a net need masks, or they would drop different outputs"
             return F.dropout(x, self.design.dropout)
-        total = self.design.hidden[layer]
-        return x * masks.mask(layer, total, len(x), self.columns.rows(total), 1 - self.design.dropout, x)
+        place = DROPPED.index(layer)
+        total = self.design.hidden[place]
+        return x * masks.mask(place, total, len(x), self.columns.rows(layer, total), 1 - self.design.dropout, x)
 
 
 def parameter_totals(design: Design, classes: int) -> dict[str, int]:
@@ -130,16 +134,31 @@ def parameter_totals(design: Design, classes: int) -> dict[str, int]:
 
 
 def whole_state(net: AlexNet) -> dict[str, torch.Tensor]:
-    """The whole net's parameters by canonical name, gathered from both columns, on the CPU. Every rank of a pair must call it."""
+    """The whole net's parameters by canonical name, gathered from the ranks that share it, on the CPU. All of them must call it."""
     return {name: gather_parameter(net, name, value.detach()) for name, value in net.named_parameters()}
 
 
+def whole_net(net: AlexNet) -> AlexNet:
+    """The net that these ranks share, whole and on this rank's device. All of them must call it."""
+    like = net.conv1.weight
+    whole = AlexNet(net.num_classes, net.design).to(like.device, like.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    whole.load_state_dict(whole_state(net))
+    return whole
+
+
 def gather_parameter(net: AlexNet, name: str, mine: torch.Tensor) -> torch.Tensor:
-    """A parameter, or anything of its shape, of the whole net from the parts of both columns, on the CPU."""
-    total = net.design.shapes(net.num_classes)[name.split(".")[0]][0]
-    return net.columns.gather_rows(mine, total).cpu()
+    """A parameter, or anything of its shape, of the whole net from the parts of the ranks that share it, on the CPU."""
+    layer = name.split(".")[0]
+    return net.columns.gather_rows(layer, mine, net.design.shapes(net.num_classes)[layer][0]).cpu()
 
 
 def own_part(net: AlexNet, name: str, whole: torch.Tensor) -> torch.Tensor:
     """The part of a whole parameter, or of anything of its shape, that this rank holds."""
-    return whole[net.columns.rows(len(whole))]
+    return whole[net.columns.rows(name.split(".")[0], len(whole))]
+
+
+def placements(net: AlexNet, name: str) -> list[Placement]:
+    """How a parameter lies on Layout.mesh: (data, column) where columns are split, (data,) in the hybrid, none where nothing is split."""
+    if isinstance(net.columns, Hybrid):
+        return [Shard(0) if is_split(name) else Replicate()]
+    return [] if net.columns.alone else [Replicate(), Shard(0)]

@@ -25,5 +25,18 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="decoding threads a process (default: its share of the cores)")
     parser.add_argument("--prefetch", type=int, default=2, help="batches decoded ahead (default: 2)")
     parser.add_argument("--run", type=Path, help="folder of the run (default: runs/RECIPE-DATE-TIME; with --resume the newest in runs/)")
-    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="yes",
+        choices=("yes", "auto"),
+        help="go on from the run's last checkpoint; auto: or begin, where it has none yet",
+    )
+    parser.add_argument("--init-from", type=Path, help="begin with these weights: a checkpoint, .safetensors, .pth or .onnx")
+    parser.add_argument("--hybrid", action="store_true", help="convolutions data-parallel, fully connected layers split over all devices (2014)")
+    parser.add_argument(
+        "--save-every", type=int, default=500, metavar="STEPS", help="steps between checkpoints; 0: at each epoch's end only (default: 500)"
+    )
+    parser.add_argument("--restarts", type=int, metavar="N", help="start again after a fault, N times without progress (default: 0)")
+    parser.add_argument("--timeout", type=float, default=10.0, metavar="MINUTES", help="a rank that stands still so long ends the job (default: 10)")
     return parser.parse_args(arguments)

@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from tqdm import tqdm
 
 from model import checkpoint
 from model.alexnet import AlexNet
-from model.layout import Layout, choose
+from model.launch import end_with_parent, launch, under_launcher
+from model.layout import Layout, choose, join
 from model.memory import keep_freed_memory
 from model.pictures import Source, validation_loader
+from model.rank import on_rank
 from model.recipe import Recipe, change_recipe, check_recipe
 from model.stop import Stopped, StopRequest
 from pipeline import Batch, ImageLoader, InputError, LoadingGivenUp, atomic_file, one_line_errors
@@ -55,17 +57,20 @@ class Result:
 
 
 @torch.no_grad()
-def evaluate(net: torch.nn.Module, loader: ImageLoader, layout: Layout, stop: StopRequest | None = None) -> Result:
+def evaluate(
+    net: torch.nn.Module, loader: ImageLoader, layout: Layout, stop: StopRequest | None = None, at: Callable[[str], None] = lambda stage: None
+) -> Result:
     """Run the whole split that `loader` stands at the start of; every rank returns the counts of all.
 
     With ten views the ten softmax outputs are averaged (paper, section 4.1). Raises Stopped after a batch in which `stop`
-    was asked for.
+    was asked for. at: told of each batch.
     """
     net.eval()
     counts = torch.zeros(3, dtype=torch.int64, device=layout.device)  # images, wrong top-1, wrong top-5
     result = Result()
     shown = layout.first and sys.stderr.isatty()
     for batch in tqdm(_until_given_up(loader, stop), "validation", len(loader), leave=False, unit=" batches", disable=not shown):
+        at("evaluating")
         number = stop.now() if stop is not None else 0
         if number:
             raise Stopped(number)
@@ -130,38 +135,61 @@ def load_net(path: Path) -> tuple[AlexNet, Recipe, dict[str, Any]]:
     return net, recipe, content
 
 
-def main(arguments: list[str] | None = None) -> int:
+def _read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Top-1 and top-5 error of a checkpoint on the validation or test shards.")
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="of a run: runs/RUN/checkpoints/best, latest, or a step's")
     parser.add_argument("--shards", default="shards", help="folder made by make_shards (default: shards/)")
     parser.add_argument("--views", type=int, choices=(1, 10), default=10, help="centre view, or the paper's ten (default: 10)")
     parser.add_argument("--split", choices=("val", "test"), default="val", help="test: the paper's figures of ILSVRC2010 (default: val)")
-    parser.add_argument("--batch", type=int, help="pictures at a time (default: by the recipe)")
+    parser.add_argument("--batch", type=int, help="pictures at a time over all devices (default: by the recipe)")
+    parser.add_argument("--devices", type=int, default=1, help="number of devices, one process each, which share the pictures (default: 1)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--on-bad-sample", choices=("stop", "skip"), default="stop", help="a picture that cannot be used is not counted by skip")
     parser.add_argument("--local", type=Path, help="of a URL: folder that shards are fetched into (default: ~/.cache/alexnet-shards)")
     parser.add_argument("--local-gb", type=float, help="of a URL: most of that folder to use, 10^9 bytes (default: half of what is free)")
-    given = parser.parse_args(arguments)
-    with one_line_errors():
-        _, _, device = choose(1, 1, given.device, 1)
-        net, recipe, content = load_net(given.checkpoint)
-        layout = Layout(device=torch.device(device))
-        source = Source(given.shards, os.cpu_count() or 1, given.on_bad_sample, given.local, given.local_gb)
-        recipe = change_recipe(recipe, ["data.decoder=dali"])  # the same pixels, and no library that this machine may not have
-        loader = validation_loader(source, recipe, layout, given.views, given.batch, given.split)
-        if not len(loader.shards):
-            raise InputError(f"{given.shards} has no pictures in its {given.split} split; make shards from a source that has some")
-        if given.split == "test" and loader.shards.read(0)[1] < 0:
-            raise InputError(f"the test pictures of {given.shards} have no labels (ILSVRC2012's were never published); evaluate with --split val")
-        if [entry.wnid for entry in loader.shards.manifest.classes] != content["wnids"]:
-            raise InputError(f"{given.shards} has other classes than {given.checkpoint} was trained on; give the shards of its training")
-        keep_freed_memory(layout.device)
-        net.to(layout.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        result = evaluate(net, loader, layout)
+    return parser.parse_args(arguments)
+
+
+def _evaluate(given: argparse.Namespace, layout: Layout) -> int:
+    """One rank's part; every rank holds the whole net."""
+    net, recipe, content = load_net(given.checkpoint)
+    cores = max(1, len(os.sched_getaffinity(0)) // layout.local_world)
+    source = Source(given.shards, cores, given.on_bad_sample, given.local, given.local_gb)
+    recipe = change_recipe(recipe, ["data.decoder=dali"])  # the same pixels, and no library that this machine may not have
+    loader = validation_loader(source, recipe, layout, given.views, given.batch, given.split)
+    if not len(loader.shards):
+        raise InputError(f"{given.shards} has no pictures in its {given.split} split; make shards from a source that has some")
+    if given.split == "test" and loader.shards.read(0)[1] < 0:
+        raise InputError(f"the test pictures of {given.shards} have no labels (ILSVRC2012's were never published); evaluate with --split val")
+    if [entry.wnid for entry in loader.shards.manifest.classes] != content["wnids"]:
+        raise InputError(f"{given.shards} has other classes than {given.checkpoint} was trained on; give the shards of its training")
+    if layout.device.type == "cpu":
+        torch.set_num_threads(cores)
+    keep_freed_memory(layout.device)
+    net.to(layout.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    result = evaluate(net, loader, layout)
+    if layout.first:
         print(f"{given.checkpoint}, {given.views} view{'s' * (given.views > 1)}: {result}")
-        for one in loader.skipped:
-            print(f"not counted: {one.shard}, sample {one.key} at offset {one.offset}: {one.reason}")
+    for one in loader.skipped:
+        print(f"not counted: {one.shard}, sample {one.key} at offset {one.offset}: {one.reason}")
     return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = _read_arguments(arguments)
+    with one_line_errors():
+        if under_launcher():
+            end_with_parent()
+            ranks = int(os.environ["WORLD_SIZE"])
+            device = ("cuda" if torch.cuda.is_available() else "cpu") if given.device == "auto" else given.device
+            layout = join(1, device, ranks)
+            return on_rank(lambda: _evaluate(given, layout))
+        ranks, _, device = choose(given.devices, 1, given.device, given.devices)
+        if ranks == 1:
+            return _evaluate(given, Layout(device=torch.device(device)))
+        words = sys.argv[1:] if arguments is None else arguments
+        return launch(ranks, "model.evaluate", lambda: [*words, "--device", device])
+    raise AssertionError("unreachable: one_line_errors exits")
 
 
 if __name__ == "__main__":

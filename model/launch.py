@@ -1,4 +1,4 @@
-"""Starting one process per device through torch's elastic launcher, and saying in one line how they ended."""
+"""Starting one process per device through torch's elastic launcher, again after a fault, and saying in one line how they ended."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import uuid
+from collections.abc import Callable
 
 import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 LOST_CONTACT = 70  # exit code of a rank that ended because another one did
+STANDS_STILL = 71  # exit code of a rank that has said which rank no longer moves
+BAD_INPUT = 2
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 def under_launcher() -> bool:
-    """Whether torchrun, or launch() below, started this process."""
+    """Whether torchrun, or launch() below, or a scheduler that sets the same names, started this process."""
     return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"))
 
 
@@ -30,14 +35,38 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
-def launch(ranks: int, arguments: list[str]) -> int:
-    """Run `python -m model.train ARGUMENTS` on `ranks` processes of this machine; the exit code.
+def launch(ranks: int, module: str, arguments: Callable[[], list[str]], restarts: int = 0, progress: Callable[[], object] = lambda: None) -> int:
+    """Run `python -m MODULE ARGUMENTS` on `ranks` processes of this machine; the exit code.
 
-    When a rank ends before its work is done, the launcher ends the others, and its name is printed.
+    When a rank ends before its work is done, the launcher ends the others, its name is printed, and all are started again:
+    at most `restarts` times in a row without `progress()`, the newest checkpoint, having changed. arguments: asked for at
+    each start. Bad input and a signal to this process are not tried again.
     """
     for name in [*logging.root.manager.loggerDict, "torch.distributed.elastic"]:
         if name.startswith("torch.distributed"):  # its pages of text say what one line below says
             logging.getLogger(name).setLevel(logging.CRITICAL)
+    tries, reached = 0, progress()
+    while True:
+        code, what = _launch_once(ranks, module, arguments())
+        if code in (0, BAD_INPUT, *STOPPED):
+            return code
+        tries = 0 if progress() != reached else tries
+        if tries == restarts:
+            hint = "the same command with --resume goes on from the last checkpoint"
+            if code != STANDS_STILL:  # of which the rank that saw it has told
+                print(f"error: {what}; the other ranks were stopped; {hint}", file=sys.stderr, flush=True)
+            return code
+        tries, reached = tries + 1, progress()
+        print(f"{what}; all ranks are started again ({tries} of {restarts} without progress)", file=sys.stderr, flush=True)
+
+
+def _launch_once(ranks: int, module: str, arguments: list[str]) -> tuple[int, str]:
+    """Exit code, and which rank ended it and how."""
+    with tempfile.TemporaryDirectory(prefix="model-launch-") as place:  # the launcher's own would be left behind
+        return _elastic(ranks, module, arguments, DefaultLogsSpecs(log_dir=place))
+
+
+def _elastic(ranks: int, module: str, arguments: list[str], logs: DefaultLogsSpecs) -> tuple[int, str]:
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -46,24 +75,26 @@ def launch(ranks: int, arguments: list[str]) -> int:
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
         local_addr="127.0.0.1",
-        max_restarts=0,
+        logs_specs=logs,
+        max_restarts=0,  # its own restarts do not look at why a rank ended, and say nothing
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "model.train", *arguments)
+        elastic_launch(config, sys.executable)("-m", module, *arguments)
     except ChildFailedError as error:
-        return _report(error)
+        return _verdict(error)
     except SignalException as stopped:
-        return 128 + stopped.sigval
+        return 128 + stopped.sigval, "stopped"
     except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    return 0
+        return 128 + signal.SIGINT, "stopped"
+    return 0, ""
 
 
-def _report(error: ChildFailedError) -> int:
+def _verdict(error: ChildFailedError) -> tuple[int, str]:
     """Name the rank that failed first: one killed by a signal, else one that did not just lose contact with another."""
 
-    def blame(failure: ProcessFailure) -> tuple[bool, bool, bool, float]:
+    def blame(failure: ProcessFailure) -> tuple[bool, bool, bool, bool, float]:
         return (
+            failure.exitcode != STANDS_STILL,
             failure.exitcode not in (-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT),
             failure.exitcode == -signal.SIGTERM,  # the launcher itself stopped it
             failure.exitcode == LOST_CONTACT,
@@ -71,25 +102,19 @@ def _report(error: ChildFailedError) -> int:
         )
 
     first = min(error.failures.values(), key=blame)
-    if first.exitcode == 2:
-        return 2  # bad input: the rank that met it has said so in its one line
-    if first.exitcode < 0:
-        how = f"was ended by {signal.Signals(-first.exitcode).name}"
-    elif first.exitcode in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        return int(first.exitcode)  # stopped on request, and said so
-    else:
-        how = f"ended with exit code {first.exitcode}"
     global_rank = next((rank for rank, failure in error.failures.items() if failure is first), first.local_rank)
-    print(
-        f"error: rank {global_rank} {how}; the other ranks were stopped; the same command with --resume goes on from the last checkpoint",
-        file=sys.stderr,
-    )
-    return first.exitcode if first.exitcode > 0 else 1
+    if first.exitcode == STANDS_STILL:
+        return STANDS_STILL, "a rank stood still"
+    if first.exitcode < 0:
+        return 1, f"rank {global_rank} was ended by {signal.Signals(-first.exitcode).name}"
+    return int(first.exitcode), f"rank {global_rank} ended with exit code {first.exitcode}"
 
 
-def lost_contact(error: RuntimeError) -> bool:
+def lost_contact(error: BaseException) -> bool:
     """Whether an error means that another rank has gone."""
-    if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
+    if isinstance(error, dist.DistBackendError | dist.DistNetworkError | dist.DistStoreError):
         return True
     text = str(error)
-    return any(sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "gloo/transport", "Broken pipe"))
+    return any(
+        sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "gloo/transport", "Broken pipe", "Timed out waiting")
+    )

@@ -6,7 +6,30 @@ import ctypes
 
 import torch
 
+from model.alexnet import AlexNet
+
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # of glibc's malloc.h
+
+
+BYTES_A_PARAMETER = 16  # weight, gradient, velocity, and the bucket that gradients are summed in, float32
+
+
+def out_of_memory(net: AlexNet, batch: int, replicas: int, device: torch.device) -> str:
+    """What to say where a batch did not fit: the greatest that would, by what it had taken when it stopped."""
+    used, there = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
+    fits = batch_that_fits(sum(p.numel() for p in net.parameters()) * BYTES_A_PARAMETER, used, there, batch // replicas)
+    remedy = f"--set train.batch={fits * replicas} would fit" if fits else "use a GPU with more"
+    return f"{device} has too little memory, {there / 2**30:.1f} GiB, for {batch // replicas} pictures at a time; {remedy}, or more --devices"
+
+
+def batch_that_fits(fixed: float, used: float, there: float, batch: int) -> int:
+    """Pictures at a time, a power of two below `batch`; 0: none. fixed: bytes whatever the batch; used: by this batch at least; there: in all.
+
+    What is used when memory runs out is less than the batch needs, so the answer may have to be asked for twice.
+    """
+    a_picture = max(used - fixed, 1.0) / batch
+    fits = int((0.9 * there - fixed) / a_picture)  # a tenth is lost in fragments
+    return 0 if fits < 1 else min(2 ** (fits.bit_length() - 1), 2 ** ((batch - 1).bit_length() - 1) if batch > 1 else 0)
 
 
 def keep_freed_memory(device: torch.device) -> None:

@@ -6,14 +6,13 @@ import fcntl
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from pipeline import InputError
+from pipeline import InputError, line_of_place
 
 
 class Metrics:
@@ -21,12 +20,12 @@ class Metrics:
 
     def __init__(self, folder: Path | None, resume_at: tuple[int, int] | None = None) -> None:
         """resume_at: (bytes of metrics.jsonl, step) of the checkpoint gone on from; what was written after it is dropped."""
-        self._file, self._board = None, None
+        self._file, self._board, self._pending = None, None, b""
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
         kept, step = resume_at or (0, 0)
-        self._file = open(folder / "metrics.jsonl", "r+b" if (folder / "metrics.jsonl").exists() else "w+b")
+        self._file = open(folder / "metrics.jsonl", "r+b" if (folder / "metrics.jsonl").exists() else "w+b", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however we end
         except OSError:
@@ -34,17 +33,39 @@ class Metrics:
         kept = min(kept, self._file.seek(0, os.SEEK_END))
         self._file.truncate(kept)
         self._file.seek(kept)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if resume_at else None)
+        self._board = _board(folder / "tensorboard", step + 1 if resume_at else None)
 
     def write(self, step: int, **values: float | int | str | None) -> None:
         """One line of metrics.jsonl, and the numbers among it to TensorBoard."""
-        if self._file is None or self._board is None:
+        if self._file is None:
             return
-        self._file.write(json.dumps({"step": step, **values}).encode() + b"\n")
-        self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, int | float) and name != "epoch":
-                self._board.add_scalar(name, value, step)
+        self._pending += json.dumps({"step": step, **values}).encode() + b"\n"
+        self._write_pending()
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float) and name != "epoch"}
+        self.on_board(lambda board: [board.add_scalar(name, value, step) for name, value in numbers.items()])
+
+    def _write_pending(self) -> None:
+        """What a full disk does not take is kept for the next time."""
+        if self._file is None or not self._pending:
+            return
+        try:
+            written = os.write(self._file.fileno(), self._pending)
+            self._pending = self._pending[written:]
+        except OSError as error:
+            line = line_of_place(error)
+            if line is None:
+                raise
+            self.say(f"warning: {self._file.name} could not be written ({error.strerror}); its lines are kept in memory until it can; free space")
+
+    def on_board(self, write: Callable[[Any], object]) -> None:
+        """Let `write` add to the TensorBoard, if there is one; a disk that takes no more of it ends only the board."""
+        if self._board is None:
+            return
+        try:
+            write(self._board)
+        except OSError as error:
+            self.say(f"warning: TensorBoard's file could not be written ({error.strerror}); nothing more is written to it")
+            self._board = None
 
     def say(self, text: str) -> None:
         """A line for the user, above the progress bar if there is one."""
@@ -61,10 +82,22 @@ class Metrics:
         """Length of metrics.jsonl, on disk."""
         if self._file is None:
             return 0
+        self._write_pending()
         os.fsync(self._file.fileno())
-        return self._file.tell()
+        return os.lseek(self._file.fileno(), 0, os.SEEK_CUR)
 
     def close(self) -> None:
-        if self._file is not None and self._board is not None:
+        if self._file is not None:
+            self._write_pending()
             self._file.close()
-            self._board.close()
+        self.on_board(lambda board: board.close())
+
+
+def _board(folder: Path, purge_step: int | None) -> Any:
+    """TensorBoard's writer, or None where it is not installed, which is said."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        print("TensorBoard is not installed, so no tensorboard/ is written; pip install tensorboard", flush=True)
+        return None
+    return SummaryWriter(str(folder), purge_step=purge_step)

@@ -33,7 +33,7 @@ class Source:
         return {
             "rank": layout.rank,
             "world": layout.world,
-            "group": layout.columns.group,
+            "group": layout.picture_group,
             "machine": layout.machine_group,
             "device": layout.device,
             "threads": self.threads,

@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from model import checkpoint
-from model.alexnet import AlexNet, gather_parameter, own_part, whole_state
+from model.alexnet import AlexNet, own_part, placements
+from model.hybrid import parallel
 from model.layout import Layout
 from model.metrics import Metrics
 from model.pictures import Source, train_loader, validation_loader
 from model.recipe import Recipe
+from model.saving import Saver, as_part
 from model.schedule import Schedule
 from model.sgd import PaperSGD
+from model.spikes import Usual
 from model.stop import StopRequest
+from model.watch import Watch
 from pipeline import STAGES, ImageLoader, InputError
 
 
@@ -39,10 +42,19 @@ class Run:
     metrics: Metrics
     stop: StopRequest
     source: Source
+    saver: Saver
+    watch: Watch | None = None
     step: int = 0
     unvalidated: bool = False  # an epoch was finished and saved, but not yet validated
     window: Window = field(default_factory=lambda: Window())
     spent: Spent = field(default_factory=lambda: Spent())
+    usual: Usual = field(default_factory=Usual)
+    save_every: int = 500  # steps; 0: at the end of each epoch only
+
+    def at(self, stage: str) -> None:
+        """The training has come to a stage of its step: it moves."""
+        if self.watch is not None:
+            self.watch.at(self.step, stage)
 
 
 @dataclass
@@ -87,25 +99,56 @@ class Spent:
         ]
 
 
-def save_run(run: Run, best: bool) -> None:
-    """Gather the whole net and its velocities, and write a checkpoint from the first rank."""
-    net, manifest = run.net, run.train.shards.manifest
-    velocity = {name: gather_parameter(net, name, run.optimiser.velocity(p)) for name, p in net.named_parameters()}
-    model = whole_state(net)
-    if not run.layout.first:
+def save_run(run: Run, best: bool = False, wait: bool = False) -> None:
+    """Begin to save the run as it stands, on every rank; wait: until it is on disk, or raise what kept it from there.
+
+    What kept an earlier save from ending well is said, and training goes on: the last good checkpoint is still there.
+    """
+    run.at("saving")
+    _say_failed(run, run.saver.begin(run.step, _tensors(run, packed=True), _state(run), best))
+    if wait:
+        failed = run.saver.settle()
+        if failed is not None:
+            raise failed
+
+
+def settle_save(run: Run, wait: bool) -> None:
+    """Say how the save under way has ended, if it has; wait: or when it has."""
+    if wait or run.saver.ready:
+        _say_failed(run, run.saver.settle())
+
+
+def _say_failed(run: Run, failed: BaseException | None) -> None:
+    if failed is None:
         return
-    content = {
-        "model": model,
-        "velocity": velocity,
+    if not isinstance(failed, OSError):
+        raise failed
+    newest, why = checkpoint.latest(run.saver.folder), f"{failed.strerror} in {run.saver.folder}"
+    good = f"the last good one is {newest.name}" if newest else "there is none yet"
+    run.metrics.say(f"warning: the checkpoint of step {run.saver.step} could not be saved ({why}); training goes on, {good}; free space")
+
+
+def _tensors(run: Run, packed: bool = False) -> dict[str, Any]:
+    """Parameters and velocities by name, each as the part of the whole that it is; packed: in the order in which files have them."""
+    found = {}
+    for name, parameter in run.net.named_parameters():
+        for key, value in ((name, parameter.detach()), (checkpoint.VELOCITY + name, run.optimiser.velocity(parameter))):
+            value = value.contiguous() if packed else value  # on the device most are channels_last
+            found[key] = as_part(value, whole_shape(run.net, name), run.layout.mesh, placements(run.net, name))
+    return found
+
+
+def _state(run: Run) -> dict[str, Any]:
+    return {
+        "step": run.step,
         "schedule": run.schedule.state_dict(),
         "loader": run.train.state_dict(),
         "unvalidated": run.unvalidated,
         "metrics_bytes": run.metrics.bytes_written(),
         "recipe": run.recipe.model_dump(mode="json"),
-        "classes": net.num_classes,
-        "wnids": [entry.wnid for entry in manifest.classes],
+        "classes": run.net.num_classes,
+        "wnids": [entry.wnid for entry in run.train.shards.manifest.classes],
     }
-    checkpoint.save(run.folder / "checkpoints", run.step, content, best)
 
 
 def _parameter_groups(net: AlexNet, recipe: Recipe) -> list[dict[str, Any]]:
@@ -118,9 +161,27 @@ def _parameter_groups(net: AlexNet, recipe: Recipe) -> list[dict[str, Any]]:
     return groups
 
 
-def build_run(folder: Path, recipe: Recipe, layout: Layout, source: Source, resumed: dict[str, Any] | None) -> Run:
-    """A run at its beginning, or where the checkpoint `resumed` left it. Raises InputError."""
-    loader = train_loader(source, recipe, layout, resumed["loader"]["epoch"] if resumed else 0)
+def whole_shape(net: AlexNet, name: str) -> torch.Size:
+    """Shape of the whole net's parameter of this name."""
+    layer, kind = name.split(".")
+    shape = net.design.shapes(net.num_classes)[layer]
+    return torch.Size(shape if kind == "weight" else shape[:1])
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a run begins: at `checkpoint`, whose state.json is `state`; or with `weights`, the whole net's; or with neither, as the recipe says."""
+
+    checkpoint: Path | None = None
+    state: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, torch.Tensor] | None = None
+
+
+def build_run(folder: Path, recipe: Recipe, layout: Layout, source: Source, start: Start | None = None) -> Run:
+    """A run at its beginning, or where a checkpoint left it. Raises InputError."""
+    start = start or Start()
+    state = start.state
+    loader = train_loader(source, recipe, layout, state["loader"]["epoch"] if state else 0)
     manifest = loader.shards.manifest
     has_val = "val" in manifest.splits and manifest.splits["val"].samples > 0
     if not has_val and recipe.train.schedule == "plateau":
@@ -128,34 +189,38 @@ def build_run(folder: Path, recipe: Recipe, layout: Layout, source: Source, resu
     net = AlexNet(len(manifest.classes), recipe.model, layout.columns, seed=recipe.train.seed)
     net.to(layout.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = PaperSGD(_parameter_groups(net, recipe), recipe.train.rate, recipe.train.momentum)
-    schedule = Schedule(recipe.train)
-    resume_at = None
-    if resumed:
-        loader.load_state_dict(resumed["loader"])
-        schedule.load_state_dict(resumed["schedule"])
-        resume_at = (resumed["metrics_bytes"], resumed["step"])
-        with torch.no_grad():
-            for name, parameter in net.named_parameters():
-                parameter.copy_(own_part(net, name, resumed["model"][name]))
-                optimiser.velocity(parameter).copy_(own_part(net, name, resumed["velocity"][name]))
-    model = DistributedDataParallel(net, process_group=layout.data_group) if layout.data_group is not None else net
     val, stop = validation_loader(source, recipe, layout, 1) if has_val else None, StopRequest(layout.control_group)
     if layout.world == 1:  # more ranks agree on the step that they stop after, and so must wait for its batch
         for one in (loader, val) if val is not None else (loader,):
             one.given_up = stop.noted
-    return Run(
+    run = Run(
         folder=folder,
         recipe=recipe,
         layout=layout,
         net=net,
-        model=model,
+        model=parallel(net, layout),
         optimiser=optimiser,
-        schedule=schedule,
+        schedule=Schedule(recipe.train),
         train=loader,
         val=val,
-        metrics=Metrics(folder if layout.first else None, resume_at),
+        metrics=Metrics(folder if layout.first else None, (state["metrics_bytes"], state["step"]) if state else None),
         stop=stop,
         source=source,
-        step=resumed["step"] if resumed else 0,
-        unvalidated=resumed["unvalidated"] if resumed else False,
+        saver=Saver(folder / "checkpoints", layout.saving_group, layout.first, layout.device),
     )
+    _set(run, start)
+    return run
+
+
+def _set(run: Run, start: Start) -> None:
+    """The weights, and everything else, that a run begins with."""
+    if start.checkpoint is not None:
+        run.train.load_state_dict(start.state["loader"])
+        run.schedule.load_state_dict(start.state["schedule"])
+        run.step, run.unvalidated = start.state["step"], start.state["unvalidated"]
+        checkpoint.fill(start.checkpoint, _tensors(run))
+        run.saver.saved = run.step
+    elif start.weights is not None:
+        with torch.no_grad():
+            for name, parameter in run.net.named_parameters():
+                parameter.copy_(own_part(run.net, name, start.weights[name]))

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pipeline.atomic import atomic_file
+from pipeline.atomic import atomic_file, fsync_folder
 from pipeline.errors import InputError, line_of_place, one_line_errors
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.times import STAGES
@@ -37,6 +37,7 @@ __all__ = [
     "Skipped",
     "atomic_file",
     "check_folder",
+    "fsync_folder",
     "line_of_place",
     "one_line_errors",
     "read_manifest",

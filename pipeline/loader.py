@@ -194,6 +194,10 @@ class ImageLoader:
         stop = count - self.batch + 1 if self.views == "train" else count
         return range(self.position, stop, self.batch)
 
+    def ids_of(self, epoch: int) -> np.ndarray:
+        """Sample id at every position of an epoch, int64; a bad sample that is skipped is not known yet."""
+        return self._passes.ids_anew(epoch)
+
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch starts: {epoch, position (samples consumed over all ranks), seed, digest of the shard set, order}."""
         return {"epoch": self.epoch, "position": self.position, "seed": self.seed, "digest": self.shards.digest, "order": self._passes.name}

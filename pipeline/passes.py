@@ -33,12 +33,13 @@ class Passes:
     def ids(self, epoch: int) -> np.ndarray:
         """Sample id at every position of an epoch; that of the next is computed meanwhile, half a second for ImageNet."""
         ready = self._ahead.pop(epoch, None)
-        found = ready.result() if ready is not None else self._ids(epoch)
+        found = ready.result() if ready is not None else self.ids_anew(epoch)
         self._ahead.clear()
-        self._ahead[epoch + 1] = self._thread.submit(self._ids, epoch + 1)
+        self._ahead[epoch + 1] = self._thread.submit(self.ids_anew, epoch + 1)
         return found
 
-    def _ids(self, epoch: int) -> np.ndarray:
+    def ids_anew(self, epoch: int) -> np.ndarray:
+        """Sample id at every position of any epoch."""
         if not self.permuted:
             return np.arange(len(self.shards))
         if self.kind == "global":

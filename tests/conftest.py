@@ -53,6 +53,30 @@ def made_shards(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out
 
 
+@pytest.fixture(scope="session")
+def finished(made_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs on one device, and what it printed in said.txt; not to be changed by a test."""
+    from training import TINY
+
+    run = tmp_path_factory.mktemp("finished") / "run"
+    result = run_command("-m", "model.train", "--shards", made_shards, "--run", run, *TINY, "--set", "train.epochs=2")
+    assert result.returncode == 0, result.stderr
+    (run / "said.txt").write_text(result.stdout)
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished_pair(made_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same on two ranks with a column each."""
+    from training import train
+
+    run = tmp_path_factory.mktemp("pair") / "run"
+    result = train(made_shards, run, "--columns", 2)
+    assert result.returncode == 0, result.stderr
+    (run / "said.txt").write_text(result.stdout)
+    return run
+
+
 @pytest.fixture
 def shards(made_shards: Path, tmp_path: Path) -> Path:
     """A copy of the toy's shards that a test may damage."""

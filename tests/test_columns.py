@@ -1,75 +1,87 @@
-"""The two-rank net is the one-device net: forward, loss, every gradient, ten steps with dropout, in float64 on real processes."""
+"""A layer that reads both columns gives the same while its input travels as after it: outputs and gradients, on two real processes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from conftest import on_ranks
+from torch import nn
 
-from model.alexnet import AlexNet, MaskDraw, gather_parameter, own_part, whole_state
 from model.columns import Columns
-from model.design import Design, Lrn
-from model.sgd import PaperSGD
+from model.exchange import overlapped, plain
 
-DESIGN = Design(maps=(4, 8, 12, 12, 8), hidden=(16, 12), input=67, init_std=(0.02, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1), lrn=Lrn(alpha=0.01))
-STEPS = 10
-
-
-def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(step)
-    return torch.randn(6, 3, 67, 67, dtype=torch.float64, generator=generator) * 20, torch.randint(0, 7, (6,), generator=generator)
+Way = Callable[[Any, torch.Tensor, int, Any], torch.Tensor]
+LAYERS = {"convolution": ((3, 4, 5, 5), (3, 6, 5, 5)), "linear": ((3, 10), (3, 7))}  # shapes of a column's input and output
 
 
-def train_ten(net: AlexNet) -> dict[str, Any]:
-    """Loss and logits of each step, gradients of the first, parameters and velocities after the last: of the whole net."""
-    optimiser = PaperSGD(net.parameters(), rate=0.01)
-    losses, logits, gradients = [], [], {}
-    for step in range(STEPS):
-        images, labels = batch(step)
-        out = net(images, MaskDraw(seed=4, step=step, batch=6))
-        loss = F.cross_entropy(out, labels)
-        optimiser.zero_grad()
-        loss.backward()
-        if step == 0:
-            gradients = {name: gather_parameter(net, name, p.grad) for name, p in net.named_parameters() if p.grad is not None}
-        optimiser.step()
-        losses.append(loss.item())
-        logits.append(out.detach())
-    velocity = {name: gather_parameter(net, name, optimiser.velocity(p)) for name, p in net.named_parameters()}
-    return {"losses": losses, "logits": torch.stack(logits), "gradients": gradients, "state": whole_state(net), "velocity": velocity}
+def layer(kind: str, rank: int) -> nn.Conv2d | nn.Linear:
+    torch.manual_seed(rank)
+    return nn.Conv2d(8, 6, 3, padding=1) if kind == "convolution" else nn.Linear(20, 7)
 
 
-def one_column(rank: int, classes: int) -> dict[str, Any]:
-    net = AlexNet(classes, DESIGN, Columns(rank, dist.group.WORLD), seed=3).double()
-    whole = AlexNet(classes, DESIGN, seed=3).double()
-    for name, parameter in net.named_parameters():
-        assert torch.equal(parameter, own_part(net, name, whole.get_parameter(name))), name
-    assert list(net.state_dict()) == list(whole.state_dict())
-    return train_ten(net)
+def values(kind: str, rank: int, place: int) -> torch.Tensor:
+    """A column's input (place 0) or the gradient of its output (1)."""
+    return torch.randn(LAYERS[kind][place], dtype=torch.float64, generator=torch.Generator().manual_seed(10 * rank + place))
 
 
-@pytest.mark.parametrize("classes", [8, 7])  # an odd number of classes divides unevenly
-def test_two_ranks_equal_one_device(tmp_path: Path, classes: int) -> None:
-    alone = train_ten(AlexNet(classes, DESIGN, seed=3).double())
-    assert alone["losses"][-1] != pytest.approx(alone["losses"][0], rel=1e-3)
-    assert len(alone["gradients"]) == 16
-    for gradient in alone["gradients"].values():
-        assert gradient.abs().max() > 1e-6  # a gradient of nothing would agree, too
-    for pair in on_ranks(one_column, 2, tmp_path, classes):
-        torch.testing.assert_close(pair["losses"], alone["losses"], rtol=1e-9, atol=0)
-        torch.testing.assert_close(pair["logits"], alone["logits"], rtol=1e-8, atol=1e-9)
-        for kind in ("gradients", "state", "velocity"):
-            for name, value in alone[kind].items():
-                torch.testing.assert_close(pair[kind][name], value, rtol=1e-6, atol=1e-12, msg=f"{kind} of {name}")
+def once(way: Way, kind: str, rank: int, dtype: torch.dtype, last: bool, bf16: bool) -> list[torch.Tensor]:
+    """Output, and gradients of input, weights and bias. last: maps and weights channels last."""
+    form = torch.channels_last if last and kind == "convolution" else torch.contiguous_format
+    module = layer(kind, rank).to(dtype, memory_format=form)  # type: ignore[call-overload]
+    x = values(kind, rank, 0).to(dtype, memory_format=form).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        out = way(module, x, rank, dist.group.WORLD)
+    out.backward(values(kind, rank, 1).to(out.dtype))
+    return [out.detach(), *grads(x, module)]
+
+
+def both_ways(rank: int) -> dict[str, Any]:
+    return {
+        f"{kind}, {dtype}, {last}, {bf16}": [once(way, kind, rank, dtype, last, bf16) for way in (plain, overlapped)]
+        for kind in LAYERS
+        for dtype, bf16 in ((torch.float64, False), (torch.float32, True))
+        for last in (False, True)
+    }
+
+
+def undivided(kind: str) -> list[list[torch.Tensor]]:
+    """What two ranks should have, from the concatenated input on one."""
+    xs = [values(kind, rank, 0).requires_grad_() for rank in (0, 1)]
+    modules = [layer(kind, rank).double() for rank in (0, 1)]
+    outs = [module(torch.cat(xs, 1)) for module in modules]
+    torch.autograd.backward(outs, [values(kind, rank, 1) for rank in (0, 1)])
+    return [[outs[rank].detach(), *grads(xs[rank], modules[rank])] for rank in (0, 1)]
+
+
+def grads(x: torch.Tensor, module: nn.Conv2d | nn.Linear) -> list[torch.Tensor]:
+    found = [tensor.grad for tensor in (x, *module.parameters())]
+    return [gradient for gradient in found if gradient is not None]
+
+
+def test_overlapped_equals_plain_equals_undivided(tmp_path: Path) -> None:
+    found = on_ranks(both_ways, 2, tmp_path)
+    for rank in (0, 1):
+        for name, (first, second) in found[rank].items():
+            kind, exact = name.split(",")[0], "float64" in name
+            for a, b, expected in zip(first, second, undivided(kind)[rank], strict=True):
+                assert a.dtype == b.dtype
+                assert expected.abs().max() > 0.1
+                if exact:
+                    torch.testing.assert_close(b, a, rtol=1e-10, atol=1e-10, msg=name)
+                    torch.testing.assert_close(a, expected, rtol=1e-10, atol=1e-10, msg=name)
+                else:  # bf16 has 8 bits, and overlapped rounds once more
+                    for one in (a, b):
+                        assert (one.double() - expected).norm() < 0.01 * expected.norm(), name
+        out = found[rank]["linear, torch.float32, False, True"][1]
+        assert [tensor.dtype for tensor in out] == [torch.bfloat16, torch.float32, torch.float32, torch.float32]
 
 
 def test_rows_of_a_column() -> None:
     group: Any = object()
-    assert Columns().rows(9) == slice(0, 9)
-    assert [Columns(i, group).rows(8) for i in (0, 1)] == [slice(0, 4), slice(4, 8)]
-    assert [Columns(i, group).rows(9) for i in (0, 1)] == [slice(0, 5), slice(5, 9)]
+    assert Columns().rows("fc8", 9) == slice(0, 9)
+    assert [Columns(i, group).rows("fc8", 8) for i in (0, 1)] == [slice(0, 4), slice(4, 8)]
+    assert [Columns(i, group).rows("fc8", 9) for i in (0, 1)] == [slice(0, 5), slice(5, 9)]

@@ -39,4 +39,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--restarts", type=int, metavar="N", help="start again after a fault, N times without progress (default: 0)")
     parser.add_argument("--timeout", type=float, default=10.0, metavar="MINUTES", help="a rank that stands still so long ends the job (default: 10)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would run: layout, memory, exchanges, time by twenty measured steps; keep nothing"
+    )
     return parser.parse_args(arguments)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from model.columns import COLUMNS, OVERLAPPED, Columns
+from model.columns import COLUMNS, Columns
 from model.exchange import gather_parts
 from model.hybrid import Hybrid
 from pipeline import InputError
@@ -88,7 +88,7 @@ def choose(devices: int | None, columns: int | None, device: str, batch: int, hy
         _check_hybrid(columns)
     if devices == 1 and (hybrid or columns == COLUMNS):
         asked, there = "--hybrid" if hybrid else f"--columns {columns}", "GPU" if device == "cuda" else "device"
-        more = "--device cpu" if device == "cuda" else "--devices 2"
+        more = "--device cpu" if device == "cuda" and gpus < COLUMNS else "--devices 2"
         raise InputError(f"{asked} shares the net between devices, and there is 1 {there}; leave it out, or use {more}")
     if columns is None:
         columns = 1 if hybrid else min(devices, COLUMNS)
@@ -158,7 +158,7 @@ def take_place(working: int, columns: int, place: torch.device, local_world: int
         world=working,
         local_world=min(local_world, working),
         device=place,
-        columns=groups.split(place.type),
+        columns=groups.split(),
         data_index=rank // columns,
         data_count=working // columns,
         data_group=groups.data if working > columns else None,
@@ -204,11 +204,11 @@ class _Groups:
             return None
         return self._mine([range(first, first + here) for first in range(0, self.working, here)])
 
-    def split(self, device: str) -> Columns | Hybrid:
+    def split(self) -> Columns | Hybrid:
         if self.hybrid:
             assert self.data is not None, "a spare has no part of the net"
             return Hybrid(self.rank, self.data)
-        return Columns(self.rank % self.columns, self.pair, device in OVERLAPPED) if self.pair is not None else Columns()
+        return Columns(self.rank % self.columns, self.pair) if self.pair is not None else Columns()
 
     def mesh(self, device: str) -> DeviceMesh | None:
         """(data, column) or, in the hybrid, (data,); None where nothing is split."""

@@ -12,6 +12,7 @@ import torch
 
 from model import checkpoint
 from model.alexnet import AlexNet, own_part, placements
+from model.formats import read_weights
 from model.hybrid import parallel
 from model.layout import Layout
 from model.metrics import Metrics
@@ -170,11 +171,11 @@ def whole_shape(net: AlexNet, name: str) -> torch.Size:
 
 @dataclass(frozen=True)
 class Start:
-    """How a run begins: at `checkpoint`, whose state.json is `state`; or with `weights`, the whole net's; or with neither, as the recipe says."""
+    """How a run begins: at `checkpoint`, whose state.json is `state`; or with the weights of a file; or with neither, as the recipe says."""
 
     checkpoint: Path | None = None
     state: dict[str, Any] = field(default_factory=dict)
-    weights: dict[str, torch.Tensor] | None = None
+    init_from: Path | None = None
 
 
 def build_run(folder: Path, recipe: Recipe, layout: Layout, source: Source, start: Start | None = None) -> Run:
@@ -220,7 +221,9 @@ def _set(run: Run, start: Start) -> None:
         run.step, run.unvalidated = start.state["step"], start.state["unvalidated"]
         checkpoint.fill(start.checkpoint, _tensors(run))
         run.saver.saved = run.step
-    elif start.weights is not None:
+    elif start.init_from is not None:
+        weights = read_weights(start.init_from, run.recipe.model, run.net.num_classes)
         with torch.no_grad():
             for name, parameter in run.net.named_parameters():
-                parameter.copy_(own_part(run.net, name, start.weights[name]))
+                parameter.copy_(own_part(run.net, name, weights[name]))
+        save_run(run)  # so that its first steps can be repeated without the file

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
+import tempfile
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -23,6 +25,7 @@ from model.layout import Layout, choose, join
 from model.loop import train
 from model.memory import keep_freed_memory, out_of_memory
 from model.pictures import Source
+from model.plan import lines, measure
 from model.rank import on_rank
 from model.recipe import OF_THE_MACHINE, Recipe, change_recipe, check_recipe, read_recipe
 from model.record import write_record
@@ -32,6 +35,8 @@ from pipeline import InputError, check_folder, one_line_errors
 
 
 def _choose_folder(given: argparse.Namespace) -> Path:
+    if given.dry_run and not under_launcher():
+        return Path(tempfile.mkdtemp(prefix="dry-run-")) / "run"
     if given.run is not None:
         folder: Path = given.run
         return folder
@@ -45,9 +50,8 @@ def _choose_folder(given: argparse.Namespace) -> Path:
     return Path("runs") / f"{Path(given.recipe or 'alexnet').stem}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def _choose_run(given: argparse.Namespace, read: bool) -> tuple[Path, Recipe, Start]:
-    """Folder, recipe, and what the run begins with; read: also the weights, and every digest. Raises InputError."""
-    folder = _choose_folder(given)
+def _choose_run(given: argparse.Namespace, folder: Path, read: bool) -> tuple[Recipe, Start]:
+    """The recipe, and what the run begins with; read: also the weights, and every digest. Raises InputError."""
     newest = checkpoint.latest(folder / "checkpoints")
     if newest is None and given.resume == "yes":
         raise InputError(f"{folder} has no checkpoint to go on from; start it without --resume")
@@ -55,9 +59,8 @@ def _choose_run(given: argparse.Namespace, read: bool) -> tuple[Path, Recipe, St
         raise InputError(f"{folder} holds a run already; go on with it by --resume, or name another --run")
     if newest is not None:
         state = checkpoint.load_state(newest, files=read)
-        return folder, _resumed_recipe(given, folder, check_recipe(state["recipe"], str(newest))), Start(newest, state)
-    recipe = read_recipe(given.recipe or "alexnet", given.set)
-    return folder, recipe, Start()
+        return _resumed_recipe(given, folder, check_recipe(state["recipe"], str(newest))), Start(newest, state)
+    return read_recipe(given.recipe or "alexnet", given.set), Start(init_from=given.init_from)
 
 
 def _resumed_recipe(given: argparse.Namespace, folder: Path, recipe: Recipe) -> Recipe:
@@ -82,10 +85,12 @@ def _run_rank(given: argparse.Namespace, layout: Layout, folder: Path, recipe: R
     say(f"{folder}: {layout.describe()}; {len(run.train.shards):,} training pictures, {run.net.num_classes} classes, batch {recipe.train.batch}")
     for note in run.train.notes:
         say(note)
-    if layout.first:
+    if layout.first and not given.dry_run:
         _record(run, given.shards)
     if start.checkpoint:
         say(f"going on at epoch {run.train.epoch + 1}, image {run.train.position:,}, step {run.step}")
+    if given.dry_run:
+        return _dry_run(run)
     if layout.world > 1:
         run.watch = Watch(layout.rank, layout.world, 60 * given.timeout)
     try:
@@ -98,6 +103,18 @@ def _run_rank(given: argparse.Namespace, layout: Layout, folder: Path, recipe: R
         run.watch.end()
         run.watch.say_ended()
     return code
+
+
+def _dry_run(run: Run) -> int:
+    """Measure and tell; the folder, made for this alone, goes again."""
+    try:
+        for line in lines(run, measure(run)):
+            run.metrics.say(line)
+    finally:
+        run.metrics.close()
+        if run.layout.first:
+            shutil.rmtree(run.folder, ignore_errors=True)
+    return 0
 
 
 def _record(run: Run, shards: str) -> None:
@@ -144,7 +161,8 @@ def _train_as_launched(given: argparse.Namespace) -> int:
         raise InputError(f"--verify under torchrun would keep the other ranks waiting past their patience; run first: {check}")
     if given.run is None and int(os.environ["WORLD_SIZE"]) > 1:
         raise InputError("under torchrun every rank must know the run's folder, which all hosts see; name it with --run DIR")
-    folder, recipe, start = _choose_run(given, read=True)
+    folder = _choose_folder(given)
+    recipe, start = _choose_run(given, folder, read=True)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if given.device == "auto" else given.device
 
     def work() -> int:
@@ -173,18 +191,28 @@ def _launch(given: argparse.Namespace, words: list[str], ranks: int, columns: in
     return launch(ranks, "model.train", arguments, given.restarts or 0, newest)
 
 
+def _train_here(given: argparse.Namespace, folder: Path, words: list[str]) -> int:
+    """On this machine's devices: in this process if it is one, else in one process each."""
+    recipe, _ = _choose_run(given, folder, read=False)
+    ranks, columns, device = choose(given.devices, given.columns, given.device, recipe.train.batch, given.hybrid)
+    if ranks > 1 or given.verify:
+        _check_shards(given)  # before processes are started for nothing
+    if ranks == 1 and given.restarts is None:
+        return _run_rank(given, Layout(device=torch.device(device)), folder, *_choose_run(given, folder, read=True))
+    return _launch(given, words, ranks, columns, device, folder)
+
+
 def main(arguments: list[str] | None = None) -> int:
     given = read_arguments(arguments)
     with one_line_errors():
         if under_launcher():
             return _train_as_launched(given)
-        folder, recipe, _ = _choose_run(given, read=False)
-        ranks, columns, device = choose(given.devices, given.columns, given.device, recipe.train.batch, given.hybrid)
-        if ranks > 1 or given.verify:
-            _check_shards(given)  # before processes are started for nothing
-        if ranks == 1 and given.restarts is None:
-            return _run_rank(given, Layout(device=torch.device(device)), *_choose_run(given, read=True))
-        return _launch(given, sys.argv[1:] if arguments is None else arguments, ranks, columns, device, folder)
+        folder = _choose_folder(given)
+        try:
+            return _train_here(given, folder, sys.argv[1:] if arguments is None else arguments)
+        finally:
+            if given.dry_run:
+                shutil.rmtree(folder.parent)
     raise AssertionError("unreachable: one_line_errors exits")
 
 

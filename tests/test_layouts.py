@@ -21,7 +21,7 @@ from model.alexnet import AlexNet, MaskDraw, gather_parameter, own_part, placeme
 from model.columns import Columns
 from model.design import Design, Lrn
 from model.hybrid import Hybrid, parallel
-from model.layout import Layout, choose, suited, take_place
+from model.layout import Layout, choose, join, suited, take_place
 from model.loop import train_step
 from model.sgd import PaperSGD
 from model.traffic import traffic
@@ -308,3 +308,7 @@ def test_what_no_layout_can_be_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
     ]:
         with pytest.raises(InputError, match=words):
             choose(*asked, hybrid=hybrid)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="process 1 of this machine has no GPU of its own, torch sees 1"):
+        join(None, "cuda", 128)

@@ -1,0 +1,104 @@
+"""The net as an ONNX graph, layer by layer, with ONNX's own LRN for each column."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from model.design import Design
+from pipeline import InputError
+
+OPSET = 17
+
+
+class Graph:
+    """Nodes in order; `x` is the name of the last one's output."""
+
+    def __init__(self, helper: Any) -> None:
+        self.helper, self.nodes, self.constants, self.x = helper, list[Any](), dict[str, np.ndarray](), "images"
+
+    def add(self, kind: str, *more: str, inputs: tuple[str, ...] | None = None, **attributes: Any) -> str:
+        """A node of the last output and `more`, or of `inputs`."""
+        name = f"{kind.lower()}{len(self.nodes)}"
+        self.nodes.append(self.helper.make_node(kind, list(inputs or (self.x, *more)), [name], name, **attributes))
+        self.x = name
+        return name
+
+    def constant(self, name: str, value: np.ndarray) -> str:
+        self.constants[name] = value
+        return name
+
+    def halves(self) -> tuple[str, str]:
+        """The two columns of the last output."""
+        names = (f"first{len(self.nodes)}", f"second{len(self.nodes)}")
+        self.nodes.append(self.helper.make_node("Split", [self.x], list(names), axis=1))
+        return names
+
+
+def to_onnx(weights: dict[str, torch.Tensor], design: Design) -> bytes:
+    """(n, 3, input, input) float32 grey levels, mean subtracted -> (n, classes) logits. Initialisers have canonical names.
+
+    Raises InputError without the package onnx.
+    """
+    try:
+        import onnx
+        from onnx import TensorProto, helper, numpy_helper
+    except ImportError:
+        raise InputError("a .onnx file needs the package onnx to be written; pip install onnx") from None
+    graph = Graph(helper)
+    _layers(graph, design)
+    graph.nodes[-1].output[0] = "logits"
+    constants = {**{name: value.numpy() for name, value in weights.items()}, **graph.constants}
+    initialisers = [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in constants.items()]
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, design.input, design.input])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", len(weights["fc8.bias"])])
+    made = helper.make_model(
+        helper.make_graph(graph.nodes, "alexnet", [images], [logits], initialisers), opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9
+    )
+    onnx.checker.check_model(made, full_check=True)
+    content: bytes = made.SerializeToString()
+    return content
+
+
+def _layers(graph: Graph, design: Design) -> None:
+    before, after = design.conv1_padding
+    pads = [before, before, after, after]
+    for layer, attributes in (("conv1", {"strides": [4, 4], "pads": pads}), ("conv2", {"pads": [2] * 4, "group": 2})):
+        graph.add("Conv", f"{layer}.weight", f"{layer}.bias", **attributes)
+        _normalised_pool(graph, design, layer)
+    for layer, groups in (("conv3", 1), ("conv4", 2), ("conv5", 2)):
+        graph.add("Conv", f"{layer}.weight", f"{layer}.bias", pads=[1] * 4, group=groups)
+        graph.add("Relu")
+    graph.add("MaxPool", kernel_shape=[3, 3], strides=[2, 2])  # ReLU before or after it is the same
+    graph.add("Flatten")
+    for layer in ("fc6", "fc7", "fc8"):
+        graph.add("Gemm", f"{layer}.weight", f"{layer}.bias", transB=1)
+        if layer != "fc8":
+            graph.add("Relu")
+
+
+def _normalised_pool(graph: Graph, design: Design, layer: str) -> None:
+    late, s = layer in design.relu_after_pool, design.lrn
+    if not late:
+        graph.add("Relu")
+    alpha = s.alpha if s.divide_by_n else s.alpha * s.n  # ONNX divides by the size
+    columns = [graph.add("LRN", inputs=(half,), size=s.n, alpha=alpha, beta=s.beta, bias=s.k) for half in graph.halves()]
+    graph.add("Concat", inputs=tuple(columns), axis=1)
+    if layer == "conv2" and design.within_map_norm:
+        _within_map(graph)
+    graph.add("MaxPool", kernel_shape=[3, 3], strides=[2, 2])
+    if late:
+        graph.add("Relu")
+
+
+def _within_map(graph: Graph, size: int = 5, alpha: float = 0.001 / 25, beta: float = 0.75) -> None:
+    """model.lrn.within_map_norm."""
+    x = graph.x
+    graph.add("Mul", inputs=(x, x))
+    graph.add("AveragePool", kernel_shape=[size, size], pads=[size // 2] * 4, count_include_pad=1)
+    graph.add("Mul", graph.constant("within_map_alpha", np.float32(alpha * size**2)))
+    graph.add("Add", graph.constant("one", np.float32(1)))
+    graph.add("Pow", graph.constant("within_map_power", np.float32(-beta)))
+    graph.add("Mul", inputs=(x, graph.x))

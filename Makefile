@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(DALI)
 
-.PHONY: install demo test soak peers peers-shards bench-loader bench-decode bench-memory bench-shards clean
+.PHONY: install demo test soak peers peers-shards bench-exchange bench-loader bench-decode bench-memory bench-shards clean
 
 install: $(INSTALLED)
 
@@ -51,6 +51,9 @@ peers-shards:
 
 bench-shards: $(INSTALLED)
 	$(BIN)/python tools/bench_shards.py --pictures $(or $(PICTURES),$(error give PICTURES=, a tar or folder of real JPEGs))
+
+bench-exchange: $(INSTALLED)
+	$(BIN)/python -m model.bench_exchange
 
 bench-decode: $(INSTALLED) $(BENCH)/shards/pca.json
 	$(BIN)/python tools/bench_decode.py --pictures $(BENCH)/pictures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +62,7 @@ class AlexNet(nn.Module):
         self.fc6 = skip_init(nn.Linear, d.maps[4] * d.sides()[-1] ** 2, h6)
         self.fc7 = skip_init(nn.Linear, d.hidden[0], h7)
         self.fc8 = skip_init(nn.Linear, d.hidden[1], h8)
+        self.look: Callable[[str, torch.Tensor], None] | None = None  # shown each layer's outputs after ReLU
         self.initialise(seed)
 
     def _own(self, layer: str, total: int) -> int:
@@ -83,27 +85,34 @@ class AlexNet(nn.Module):
         x = F.pad(images, (before, after, before, after)) if before or after else images
         x = self._normalised_pool("conv1", self.conv1(x))
         x = self._normalised_pool("conv2", self.conv2(x))
-        x = F.relu(column.read("conv3", self.conv3, x))
-        x = F.relu(self.conv4(x))
+        x = self._fire("conv3", column.read("conv3", self.conv3, x))
+        x = self._fire("conv4", self.conv4(x))
         x = self._pool("conv5", self.conv5(x))
-        x = self._drop("fc6", F.relu(column.read("fc6", self.fc6, x.flatten(1))), masks)
-        x = self._drop("fc7", F.relu(column.read("fc7", self.fc7, x)), masks)
+        x = self._drop("fc6", self._fire("fc6", column.read("fc6", self.fc6, x.flatten(1))), masks)
+        x = self._drop("fc7", self._fire("fc7", column.read("fc7", self.fc7, x)), masks)
         x = column.read("fc8", self.fc8, x)
         return column.gather_logits(x, self.num_classes)
+
+    def _fire(self, layer: str, x: torch.Tensor) -> torch.Tensor:
+        """ReLU; whoever looks at the net is shown what comes out."""
+        x = F.relu(x)
+        if self.look is not None:
+            self.look(layer, x)
+        return x
 
     def _normalised_pool(self, layer: str, x: torch.Tensor) -> torch.Tensor:
         """ReLU, LRN, max-pool; the 2012 program has conv1's ReLU last, and a second normalisation in conv2."""
         late = layer in self.design.relu_after_pool
-        x = self._lrn(x if late else F.relu(x))
+        x = self._lrn(x if late else self._fire(layer, x))
         if layer == "conv2" and self.design.within_map_norm:
             x = within_map_norm(x)
         x = F.max_pool2d(x, 3, 2)
-        return F.relu(x) if late else x
+        return self._fire(layer, x) if late else x
 
     def _pool(self, layer: str, x: torch.Tensor) -> torch.Tensor:
         if layer in self.design.relu_after_pool:
-            return F.relu(F.max_pool2d(x, 3, 2))
-        return F.max_pool2d(F.relu(x), 3, 2)
+            return self._fire(layer, F.max_pool2d(x, 3, 2))
+        return F.max_pool2d(self._fire(layer, x), 3, 2)
 
     def _lrn(self, x: torch.Tensor) -> torch.Tensor:
         s = self.design.lrn

@@ -42,4 +42,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would run: layout, memory, exchanges, time by twenty measured steps; keep nothing"
     )
+    parser.add_argument(
+        "--profile", type=int, default=0, metavar="STEPS", help="write a time line of so many steps to RUN/profile/, a Chrome trace a rank"
+    )
     return parser.parse_args(arguments)

@@ -7,7 +7,8 @@ The ending of --out chooses the form; all but torchvision's read the same pictur
   .safetensors   the parameters by canonical name (conv1.weight ... fc8.bias), recipe and classes beside them
   .pth           --style caffe (default): Caffe's names and shapes, conv1's channels in BGR; its LRN has to be set as the recipe's
                  --style torchvision: names and shapes of torchvision's alexnet, for a recipe that is that net; the columns'
-                 convolutions padded with zeros, and 255 times its standard deviations multiplied into conv1; the mean is not
+                 convolutions padded with zeros, and 255 * (0.229, 0.224, 0.225) multiplied into conv1. The mean image is
+                 not folded in: give the net (grey levels - mean image) / (255 * those)
   .onnx          the whole graph, columns' LRN included, for any number of pictures at a time
 """
 
@@ -63,15 +64,17 @@ def torchvision(weights: dict[str, torch.Tensor], design: Design) -> dict[str, t
     return found
 
 
-def written(path: Path, style: str, weights: dict[str, torch.Tensor], state: dict[str, Any]) -> bytes:
+def written(path: Path, style: str | None, weights: dict[str, torch.Tensor], state: dict[str, Any]) -> bytes:
     """The file's content, by its ending. Raises InputError."""
+    if style is not None and path.suffix != ".pth":
+        raise InputError(f"--style {style} is a form of .pth, and {path} is none; leave --style out or end --out in .pth")
     design = check_recipe(state["recipe"], "the checkpoint").model
     if path.suffix == ".safetensors":
         return _safetensors(weights, state)
     if path.suffix == ".onnx":
         return to_onnx(weights, design)
     if path.suffix == ".pth":
-        return _pth(caffe(weights) if style == "caffe" else torchvision(weights, design))
+        return _pth(torchvision(weights, design) if style == "torchvision" else caffe(weights))
     raise InputError(f"{path} ends in none of .safetensors, .pth and .onnx, which choose the form")
 
 
@@ -79,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="of a run: runs/RUN/checkpoints/best, latest, or a step's")
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
-    parser.add_argument("--style", choices=("caffe", "torchvision"), default="caffe", help="of a .pth (default: caffe)")
+    parser.add_argument("--style", choices=("caffe", "torchvision"), help="of a .pth (default: caffe)")
     given = parser.parse_args(arguments)
     with one_line_errors():
         state = checkpoint.load(given.checkpoint)

@@ -28,9 +28,10 @@ TORCHVISION = {
 TORCHVISION_STD = (0.229, 0.224, 0.225)  # of pixels in [0, 1]; its nets read pictures divided by these
 
 
-def read_weights(path: Path, design: Design, classes: int) -> dict[str, torch.Tensor]:
+def read_weights(path: Path, design: Design, classes: int | None, *, new_last_layer: bool = False) -> dict[str, torch.Tensor]:
     """Parameters by canonical name, float32, in the shapes of `design`, from any file that model.export writes or a run's checkpoint.
 
+    classes: None for as many as the file has. new_last_layer: whatever fc8 the file has, or none, is left out.
     A .pth with Caffe's names has conv1 in BGR; one with torchvision's must be a net without LRN whose second, fourth and
     fifth convolutions keep to their column. Raises InputError: damaged, another net, another number of classes.
     """
@@ -39,27 +40,62 @@ def read_weights(path: Path, design: Design, classes: int) -> dict[str, torch.Te
     elif path.suffix == ".safetensors":
         found = _read_safetensors(path)
     elif path.suffix in (".pth", ".pt"):
-        found = _read_pth(path, design)
+        found = _read_pth(path)
     elif path.suffix == ".onnx":
         found = _read_onnx(path)
     else:
         what = "is not there" if not path.exists() else "is of no kind that is known"
         raise InputError(f"{path} {what}; give a checkpoint's folder, .safetensors, .pth or .onnx")
-    return _checked(found, path, design, classes)
+    pth = path.is_file() and path.suffix in (".pth", ".pt")
+    dense = pth and "features.0.weight" in found
+    if dense:
+        check_torchvision(design)
+    layers = LAYERS[:-1] if new_last_layer else LAYERS
+    whole = _checked(found, path, _wanted(design, classes, found, dense), layers)
+    if dense:
+        return _from_torchvision(whole, path)
+    return {**whole, "conv1.weight": whole["conv1.weight"][:, BGR].contiguous()} if pth else whole
 
 
-def _checked(found: dict[str, torch.Tensor], path: Path, design: Design, classes: int) -> dict[str, torch.Tensor]:
-    whole = {}
+def _wanted(design: Design, classes: int | None, found: dict[str, torch.Tensor], dense: bool) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Canonical name -> the name and shape that a file's own form has for it. dense: torchvision's."""
+    last = found.get("classifier.6.bias" if dense else "fc8.bias")
+    if classes is None:
+        classes = last.numel() if last is not None else 0
+    wanted = {}
     for layer, shape in design.shapes(classes).items():
-        for name, wanted in ((f"{layer}.weight", shape), (f"{layer}.bias", shape[:1])):
-            if name not in found:
-                raise InputError(f"{path} has no {name}; it is not an AlexNet of this recipe")
-            there = tuple(found[name].shape)
-            if there != wanted and layer == "fc8" and there[1:] == wanted[1:]:
-                raise InputError(f"{path} is a net of {there[0]} classes, and the shards have {wanted[0]}; give weights trained on these classes")
-            if there != wanted:
-                raise InputError(f"{path}: {name} is {there}, and the recipe's {wanted}; give the recipe that it was trained with")
-            whole[name] = found[name].float().contiguous()
+        place = TORCHVISION[layer] if dense else layer
+        out, maps, *kernel = shape
+        wanted[f"{layer}.weight"] = f"{place}.weight", (out, 2 * maps if dense and layer in GROUPED else maps, *kernel)
+        wanted[f"{layer}.bias"] = f"{place}.bias", (out,)
+    return wanted
+
+
+def _checked(
+    found: dict[str, torch.Tensor], path: Path, wanted: dict[str, tuple[str, tuple[int, ...]]], layers: tuple[str, ...]
+) -> dict[str, torch.Tensor]:
+    """The parameters of `layers` by canonical name, still in the file's own form. Raises InputError unless it holds this net and no more."""
+    unknown = set(found) - {name for name, _ in wanted.values()}
+    if unknown:
+        raise InputError(f"{path} has {min(unknown, key=str)}, which this net has not; give the weights of an AlexNet of this recipe")
+    whole = {}
+    for ours, (name, shape) in wanted.items():
+        layer = ours.split(".")[0]
+        if layer not in layers:
+            continue
+        if name not in found:
+            raise InputError(f"{path} has no {name}; it is not an AlexNet of this recipe")
+        value = found[name].detach()
+        there = tuple(value.shape)
+        if layer == "fc8" and there != shape and there[1:] == shape[1:]:
+            raise InputError(
+                f"{path} is a net of {there[0]} classes, and the shards have {shape[0]}: its {name} does not fit; give weights trained on these classes"
+            )
+        if there != shape:
+            raise InputError(f"{path}: {name} is {there}, and the recipe's {shape}; give the recipe that it was trained with")
+        if not value.is_floating_point() or value.layout != torch.strided or value.device.type != "cpu":
+            raise InputError(f"{path}: {name} is no plain table of floating-point numbers ({value.dtype}); save the net's state_dict() in float32")
+        whole[ours] = value.float().contiguous()
     return whole
 
 
@@ -73,7 +109,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{path} cannot be read ({error}); copy it again") from None
 
 
-def _read_pth(path: Path, design: Design) -> dict[str, torch.Tensor]:
+def _read_pth(path: Path) -> dict[str, torch.Tensor]:
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -82,11 +118,9 @@ def _read_pth(path: Path, design: Design) -> dict[str, torch.Tensor]:
         raise InputError(f"{path} cannot be read as tensors alone ({type(error).__name__}); copy it again, or save its state_dict()") from None
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise InputError(f"{path} holds no table of tensors; save the net's state_dict()")
-    if "features.0.weight" in found:
-        return _from_torchvision(found, path, design)
-    if "conv1.weight" in found:  # Caffe's
-        return {name: value[:, BGR] if name == "conv1.weight" else value for name, value in found.items()}
-    raise InputError(f"{path} has neither Caffe's names (conv1.weight) nor torchvision's (features.0.weight)")
+    if "features.0.weight" not in found and "conv1.weight" not in found:
+        raise InputError(f"{path} has neither Caffe's names (conv1.weight) nor torchvision's (features.0.weight); give one that model.export wrote")
+    return found
 
 
 def _read_onnx(path: Path) -> dict[str, torch.Tensor]:
@@ -96,12 +130,12 @@ def _read_onnx(path: Path) -> dict[str, torch.Tensor]:
     except ImportError:
         raise InputError(f"{path} needs the package onnx to be read; pip install onnx") from None
     try:
-        model = onnx.load(path)
+        constants = [one for one in onnx.load(path).graph.initializer if one.name.endswith((".weight", ".bias"))]
+        return {one.name: torch.from_numpy(numpy_helper.to_array(one).copy()) for one in constants}
     except FileNotFoundError:
         raise InputError(f"{path} is not there; give a checkpoint's folder, .safetensors, .pth or .onnx") from None
-    except Exception as error:  # protobuf's own
-        raise InputError(f"{path} cannot be read as ONNX ({type(error).__name__}); copy it again") from None
-    return {one.name: torch.from_numpy(numpy_helper.to_array(one).copy()) for one in model.graph.initializer if one.name.split(".")[0] in LAYERS}
+    except Exception as error:  # protobuf's own, or of a constant that contradicts itself or is of a type that NumPy has not
+        raise InputError(f"{path} cannot be read as ONNX with float32 weights ({type(error).__name__}); copy or export it again") from None
 
 
 def check_torchvision(design: Design) -> None:
@@ -125,18 +159,12 @@ def _torchvision_window(design: Design) -> bool:
     return design.input == 224 and design.conv1_padding == (2, 2)
 
 
-def _from_torchvision(found: dict[str, torch.Tensor], path: Path, design: Design) -> dict[str, torch.Tensor]:
-    check_torchvision(design)
-    ours = {}
-    for layer, place in TORCHVISION.items():
-        for kind in ("weight", "bias"):
-            if f"{place}.{kind}" not in found:
-                raise InputError(f"{path} has no {place}.{kind}; it is not torchvision's alexnet")
-            ours[f"{layer}.{kind}"] = found[f"{place}.{kind}"]
+def _from_torchvision(whole: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+    """Canonical names and torchvision's form -> ours."""
     for layer in GROUPED:
-        ours[f"{layer}.weight"] = _own_columns(ours[f"{layer}.weight"], f"{path}: {TORCHVISION[layer]}.weight")
-    ours["conv1.weight"] = ours["conv1.weight"] / torchvision_scale()
-    return ours
+        whole[f"{layer}.weight"] = _own_columns(whole[f"{layer}.weight"], f"{path}: {TORCHVISION[layer]}.weight")
+    whole["conv1.weight"] = whole["conv1.weight"] / torchvision_scale()
+    return whole
 
 
 def _own_columns(dense: torch.Tensor, name: str) -> torch.Tensor:

@@ -5,29 +5,41 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from model import spikes
-from model.alexnet import MaskDraw, whole_net
+from model import activations, spikes
+from model.alexnet import AlexNet, MaskDraw, gather_parameter, whole_net
 from model.evaluate import autocast, evaluate, write_predictions
+from model.kernels import as_png, kernel_sheet
 from model.loss import refuse_not_finite, stuck_warning
 from model.pictures import SKIPPED, augmentation, count_skipped, list_skipped, validation_loader
 from model.run import Run, Window, save_run, settle_save
 from model.sgd import PaperSGD
 from model.stop import Stopped
-from pipeline import STAGES, Batch, ImageLoader, InputError, LoadingGivenUp
+from pipeline import STAGES, Batch, ImageLoader, InputError, LoadingGivenUp, atomic_file
 
 
-def train_step(model: torch.nn.Module, optimiser: PaperSGD, images: torch.Tensor, labels: torch.Tensor, masks: MaskDraw) -> torch.Tensor:
-    """One step of the paper's SGD; the loss (nats, mean over this replica's pictures) stays on the device."""
+def train_step(
+    model: torch.nn.Module,
+    optimiser: PaperSGD,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    masks: MaskDraw,
+    stage: Callable[[str], AbstractContextManager[object]] = nullcontext,
+) -> torch.Tensor:
+    """One step of the paper's SGD; the loss (nats, mean over this replica's pictures) stays on the device. stage: see Timeline."""
     optimiser.zero_grad(set_to_none=True)
-    with autocast(images.device):
+    with stage("forward"), autocast(images.device):
         loss = F.cross_entropy(model(images.contiguous(memory_format=torch.channels_last), masks), labels)
-    loss.backward()
-    optimiser.step()
+    with stage("backward"):
+        loss.backward()
+    with stage("optimiser"):
+        optimiser.step()
     return loss.detach()
 
 
@@ -76,7 +88,8 @@ def _train_epoch(run: Run) -> None:
         asked = time.perf_counter()
         run.at("waiting for data")
         try:
-            batch = next(batches)
+            with run.timeline.stage("waiting for data"):
+                batch = next(batches)
         except LoadingGivenUp:  # only one rank alone gives up: more of them agree on a step
             if run.window.losses:
                 _log(run, epoch)
@@ -94,8 +107,11 @@ def _train_epoch(run: Run) -> None:
         due = number < left - 1 and run.save_every > 0 and run.step % run.save_every == 0  # at its end an epoch is saved as a whole
         if run.step % log_every == 0 or number == left - 1 or signal_number or due:  # so that no line spans a checkpoint
             _log(run, epoch)
+        _trace(run, number == left - 1 or bool(signal_number))
         if signal_number:
             raise Stopped(signal_number)
+        if run.step == 1 or number == left - 1:
+            _look(run, batch)
         if due:
             save_run(run)
         settle_save(run, wait=False)
@@ -105,10 +121,9 @@ def _train_epoch(run: Run) -> None:
 
 def one_step(run: Run, batch: Batch) -> None:
     layout, rows = run.layout, len(batch.labels)
-    first = 0 if layout.hybrid else rows * layout.data_index  # in the hybrid every rank drops out of the whole batch
-    masks = MaskDraw(run.recipe.train.seed, run.step, rows * layout.data_count, first)
+    masks = MaskDraw(run.recipe.train.seed, run.step, rows * layout.data_count, rows * layout.data_index)
     labels = layout.whole_batch_labels(batch.labels)
-    run.window.losses.append(train_step(run.model, run.optimiser, batch.images, labels, masks))
+    run.window.losses.append(train_step(run.model, run.optimiser, batch.images, labels, masks, run.timeline.stage))
     run.step += 1
 
 
@@ -136,6 +151,34 @@ def _log(run: Run, epoch: int) -> None:
     _list_skipped(run, run.train)
     window.epoch_loss, window.epoch_steps = window.epoch_loss + sum(values), window.epoch_steps + count
     window.losses, window.waited, window.began = [], 0.0, time.perf_counter()
+
+
+def _trace(run: Run, last: bool) -> None:
+    """A step more for the time line; it ends with the epoch, whose validation it does not show."""
+    run.timeline.step()
+    if last:
+        run.timeline.end()
+    for line in run.timeline.lines:
+        run.metrics.say(line)
+    run.timeline.lines = []
+
+
+def _look(run: Run, batch: Batch) -> None:
+    """What layers and columns do on a few pictures, and the first layer's kernels, for those who watch; no bit of the training changes."""
+    with autocast(batch.images.device):
+        histograms = activations.measure(_whole(run), batch.images, run.layout)
+    kernels = gather_parameter(run.net, "conv1.weight", run.net.conv1.weight.detach())
+    if not run.layout.first:
+        return
+    run.metrics.on_board(lambda board: activations.write(board, run.step, histograms))
+    run.metrics.write(run.step, **activations.silent_shares(histograms))
+    sheet = kernel_sheet(kernels)
+    run.metrics.on_board(lambda board: board.add_image("conv1", sheet, run.step, dataformats="HWC"))
+    try:
+        with atomic_file(run.folder / "kernels" / f"step-{run.step:08d}.png") as file:
+            file.write(as_png(sheet))
+    except OSError as error:  # a picture is not worth a run
+        run.metrics.say(f"warning: the kernels' picture could not be written ({error.strerror})")
 
 
 def _keep_spikes(run: Run, losses: list[float], first_step: int, rate: float) -> None:
@@ -184,7 +227,7 @@ def _validate(run: Run) -> None:
     save_run(run, best)
 
 
-def _whole(run: Run) -> torch.nn.Module:
+def _whole(run: Run) -> AlexNet:
     """The net to evaluate: in the hybrid gathered onto each rank, which then takes pictures of its own."""
     return whole_net(run.net) if run.layout.hybrid else run.net
 

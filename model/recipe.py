@@ -41,7 +41,10 @@ class Data(BaseModel):
 
 
 class Training(BaseModel):
-    """How it is trained. batch: pictures a step over all devices; rate: of the first epoch; log_every: steps a log line."""
+    """How it is trained. batch: pictures a step over all devices; rate: of the first epoch; log_every: steps a log line.
+
+    deterministic: the same bits each time also on GPUs, where that costs speed; on CPUs they are the same anyway.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -61,6 +64,7 @@ class Training(BaseModel):
     conv1_slow_epoch: int | None = Field(default=None, ge=0)
     conv1_freeze_epoch: int | None = Field(default=None, ge=0)
     log_every: int = Field(default=20, ge=1)
+    deterministic: bool = False
 
     @model_validator(mode="after")
     def _schedule_keys(self) -> Training:
@@ -102,7 +106,7 @@ def read_recipe(name: str, overrides: list[str]) -> Recipe:
 
 
 # Keys that change no bit of a run, and may be set anew where it goes on: another machine has other memory and libraries.
-OF_THE_MACHINE = frozenset({"data.decoder", "data.cache", "data.cache_pixels", "data.cache_limit_gb"})
+OF_THE_MACHINE = frozenset({"train.deterministic", "data.decoder", "data.cache", "data.cache_pixels", "data.cache_limit_gb"})
 
 
 def change_recipe(recipe: Recipe, overrides: list[str]) -> Recipe:

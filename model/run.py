@@ -23,6 +23,7 @@ from model.schedule import Schedule
 from model.sgd import PaperSGD
 from model.spikes import Usual
 from model.stop import StopRequest
+from model.timeline import Timeline
 from model.watch import Watch
 from pipeline import STAGES, ImageLoader, InputError
 
@@ -44,6 +45,7 @@ class Run:
     stop: StopRequest
     source: Source
     saver: Saver
+    timeline: Timeline
     watch: Watch | None = None
     step: int = 0
     unvalidated: bool = False  # an epoch was finished and saved, but not yet validated
@@ -178,8 +180,8 @@ class Start:
     init_from: Path | None = None
 
 
-def build_run(folder: Path, recipe: Recipe, layout: Layout, source: Source, start: Start | None = None) -> Run:
-    """A run at its beginning, or where a checkpoint left it. Raises InputError."""
+def build_run(folder: Path, recipe: Recipe, layout: Layout, source: Source, start: Start | None = None, profile: int = 0) -> Run:
+    """A run at its beginning, or where a checkpoint left it; profile: steps whose time line is written. Raises InputError."""
     start = start or Start()
     state = start.state
     loader = train_loader(source, recipe, layout, state["loader"]["epoch"] if state else 0)
@@ -207,9 +209,12 @@ def build_run(folder: Path, recipe: Recipe, layout: Layout, source: Source, star
         metrics=Metrics(folder if layout.first else None, (state["metrics_bytes"], state["step"]) if state else None),
         stop=stop,
         source=source,
+        timeline=Timeline(folder, layout.rank, profile, layout.device),
         saver=Saver(folder / "checkpoints", layout.saving_group, layout.first, layout.device),
     )
     _set(run, start)
+    if layout.first:
+        (folder / "kernels").mkdir(parents=True, exist_ok=True)
     return run
 
 

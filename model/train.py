@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from model import checkpoint
 from model.arguments import read_arguments
+from model.deterministic import no_deterministic_form, set_deterministic
 from model.launch import end_with_parent, launch, under_launcher
 from model.layout import Layout, choose, join
 from model.loop import train
@@ -79,7 +80,8 @@ def _run_rank(given: argparse.Namespace, layout: Layout, folder: Path, recipe: R
         torch.set_num_threads(cores)
     keep_freed_memory(layout.device)
     source = Source(given.shards, cores if given.threads is None else given.threads, given.on_bad_sample, given.local, given.local_gb, given.prefetch)
-    run = build_run(folder, recipe, layout, source, start)
+    set_deterministic(recipe.train.deterministic, layout.device)
+    run = build_run(folder, recipe, layout, source, start, given.profile)
     run.save_every = given.save_every
     say = run.metrics.say
     say(f"{folder}: {layout.describe()}; {len(run.train.shards):,} training pictures, {run.net.num_classes} classes, batch {recipe.train.batch}")
@@ -91,12 +93,17 @@ def _run_rank(given: argparse.Namespace, layout: Layout, folder: Path, recipe: R
         say(f"going on at epoch {run.train.epoch + 1}, image {run.train.position:,}, step {run.step}")
     if given.dry_run:
         return _dry_run(run)
-    if layout.world > 1:
+    if layout.world + layout.spares > 1:
         run.watch = Watch(layout.rank, layout.world, 60 * given.timeout)
     try:
         code = train(run)
     except torch.OutOfMemoryError:
         raise InputError(out_of_memory(run.net, recipe.train.batch, layout.data_count, layout.device)) from None
+    except RuntimeError as error:
+        line = no_deterministic_form(error)
+        if line is None:
+            raise
+        raise InputError(line) from None
     finally:
         run.metrics.close()
     if run.watch is not None:
@@ -114,6 +121,8 @@ def _dry_run(run: Run) -> int:
         run.metrics.close()
         if run.layout.first:
             shutil.rmtree(run.folder, ignore_errors=True)
+        if run.layout.first and run.layout.spares:
+            meeting_store().set(ENDED, "yes")
     return 0
 
 

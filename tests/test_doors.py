@@ -10,7 +10,19 @@ from conftest import ROOT
 
 import pipeline
 
-NETWORK = {"alexnet", "columns", "design", "lrn", "sgd", "schedule", "stop", "launch", "memory"}  # know nothing of pictures or shards
+NETWORK = {
+    "alexnet",
+    "columns",
+    "design",
+    "lrn",
+    "sgd",
+    "schedule",
+    "stop",
+    "launch",
+    "memory",
+    "exchange",
+    "hybrid",
+}  # know nothing of pictures or shards
 
 
 def imports(path: Path) -> list[tuple[str, list[str]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from conftest import CLASSES, TRAIN, one_line, run_command
 from PIL import Image
+from safetensors.torch import save_file
 
 from pipeline import Augmentation, ImageLoader, InputError, read_manifest
 from pipeline.colour import read_colour_stats
@@ -32,14 +34,11 @@ def run(made_shards: Path, tmp_path: Path) -> Path:
     lines += [{"step": 40, "val_ten_view_top1_error_percent": 30.0, "val_ten_view_top5_error_percent": 0.0}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     kernels = {"conv1.weight": torch.randn(MAPS, 3, 11, 11, generator=torch.Generator().manual_seed(0))}
-    content = {
-        "format": 1,
-        "step": 40,
-        "model": kernels,
-        "classes": CLASSES,
-        "wnids": [entry.wnid for entry in read_manifest(made_shards)[0].classes],
-    }
-    torch.save(content, folder / "checkpoints" / "step-00000040.pt")
+    newest = folder / "checkpoints" / "step-00000040"
+    newest.mkdir()
+    save_file(kernels, newest / "shard-00001-model-00001-of-00001.safetensors")
+    state = {"step": 40, "classes": CLASSES, "wnids": [entry.wnid for entry in read_manifest(made_shards)[0].classes]}
+    (newest / "state.json").write_text(json.dumps(state))
     shards = ShardSet(made_shards, "val")
     best = [{"class": c, "probability": p} for c, p in enumerate((0.6, 0.2, 0.1, 0.1))]
     rows = [{"id": i, "label": shards.read(i)[1], "best": best} for i in range(8)]
@@ -171,10 +170,10 @@ def test_mistakes_with_runs_are_one_line(command: Command, run: Path, made_shard
     one_line(command(plot_run.main, "--run", tmp_path / "none", "--shards", made_shards), "there is no run")
     one_line(command(plot_run.main, "--run", tmp_path, "--shards", made_shards), "metrics.jsonl")
     one_line(command(plot_run.main, "--run", run, "--shards", tmp_path), "holds no shards")
-    (run / "checkpoints" / "step-00000041.pt").write_bytes(b"cut short")
-    one_line(command(plot_run.main, *given), "step-00000041.pt", "not a checkpoint")
-    for path in (run / "checkpoints").iterdir():
-        path.unlink()
+    damaged = Path(shutil.copytree(run / "checkpoints" / "step-00000040", run / "checkpoints" / "step-00000041"))
+    next(damaged.glob("*.safetensors")).write_bytes(b"cut short")
+    one_line(command(plot_run.main, *given), "step-00000041", "not a checkpoint")
+    shutil.rmtree(run / "checkpoints")
     one_line(command(plot_run.main, *given), "no checkpoint yet")
     (run / "metrics.jsonl").write_text('{"step": 1, "epoch": 1}\n')
     one_line(command(plot_run.main, *given), "no loss yet")
@@ -183,8 +182,8 @@ def test_mistakes_with_runs_are_one_line(command: Command, run: Path, made_shard
 
 
 def test_shards_of_other_classes_are_refused(command: Command, run: Path, made_shards: Path) -> None:
-    path = run / "checkpoints" / "step-00000040.pt"
-    torch.save({**torch.load(path, weights_only=True), "wnids": ["n00000000"]}, path)
+    path = run / "checkpoints" / "step-00000040" / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "wnids": ["n00000000"]}))
     one_line(command(plot_run.main, "--run", run, "--shards", made_shards), "other classes")
     assert not list(run.glob("*.png"))
 

@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed.checkpoint as dcp
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader
 
 from pipeline.errors import InputError
 
@@ -68,21 +71,29 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def read_net(run: Path) -> Net:
-    """The newest checkpoint of a run, else its best: the net that the last numbers are of. Raises InputError."""
+    """The newest checkpoint of a run: the net that the last numbers are of. Raises InputError."""
     folder = run / "checkpoints"
-    found = sorted(folder.glob("step-*.pt")) or sorted(folder.glob("best.pt"))
+    found = sorted(folder.glob("step-*"))
     if not found:
         raise InputError(f"{folder} has no checkpoint yet; one is written at the end of every epoch")
     path = found[-1]
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        kernels = content["model"]["conv1.weight"].float().numpy()
-        net = Net(path, content["step"], kernels, content["classes"], content["wnids"])
-    except Exception as error:  # torch.load has no error of its own for a file that is not a checkpoint
+        state = json.loads((path / "state.json").read_text("utf-8"))
+        net = Net(path, state["step"], _conv1(path), state["classes"], state["wnids"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, CheckpointException) as error:
         raise InputError(f"{path} is not a checkpoint that can be read ({type(error).__name__}); move it away, so that another is used") from None
-    if kernels.ndim != 4 or kernels.shape[1] != 3 or len(kernels) < 2:
-        raise InputError(f"{path}: conv1.weight is {kernels.shape}, not (maps, 3, side, side); give a run of model.train")
+    if net.conv1.ndim != 4 or net.conv1.shape[1] != 3 or len(net.conv1) < 2:
+        raise InputError(f"{path}: conv1.weight is {net.conv1.shape}, not (maps, 3, side, side); give a run of model.train")
     return net
+
+
+def _conv1(path: Path) -> np.ndarray:
+    """The whole conv1.weight, from the files of all ranks that wrote a part of it."""
+    reader = HuggingFaceStorageReader(str(path))
+    shape: Any = reader.read_metadata().state_dict_metadata["conv1.weight"]
+    tensors = {"conv1.weight": torch.empty(shape.size)}
+    dcp.load(tensors, storage_reader=reader, no_dist=True)
+    return tensors["conv1.weight"].numpy()
 
 
 def read_predictions(run: Path) -> list[Prediction]:

@@ -1,0 +1,87 @@
+"""What the units of each layer and column do on a few pictures: histograms, and the share that never fires."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from model.alexnet import AlexNet
+from model.columns import Columns
+from model.layout import Layout
+
+BINS = 40
+PICTURES = 32  # that are looked at
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Of one layer's and column's outputs after ReLU. counts: (BINS,) int64 between 0 and `most`; silent: share of its maps
+    (or units) that are 0 on every picture; total, squares: sums over all values."""
+
+    most: float
+    counts: list[int]
+    values: int
+    total: float
+    squares: float
+    silent: float
+
+
+@torch.no_grad()
+def measure(net: AlexNet, images: torch.Tensor, layout: Layout) -> dict[str, Histogram]:
+    """By name, such as "conv1/column0": all columns' on the first rank, this rank's on the others. All ranks that share a net call it;
+    the hybrid's ranks with their whole net.
+
+    images: (n, 3, s, s), of which the first few are looked at. The net is left as it was, training or not; no random number is drawn.
+    """
+    found: dict[str, Histogram] = {}
+    first, held, was_training = net.columns.index if isinstance(net.columns, Columns) else 0, net.columns.held, net.training
+
+    def look(layer: str, out: torch.Tensor) -> None:
+        for column, part in enumerate(out.chunk(held, dim=1), start=first):
+            found[f"{layer}/column{column}"] = _histogram(part.float())
+
+    net.eval()
+    net.look = look
+    try:
+        net(images[:PICTURES].contiguous(memory_format=torch.channels_last))
+    finally:
+        net.look = None
+        net.train(was_training)
+    return _gathered(found, layout)
+
+
+def _histogram(values: torch.Tensor) -> Histogram:
+    values = values.nan_to_num(nan=0.0, posinf=1e30)  # of a training that has come apart
+    most = float(values.max()) if values.numel() else 0.0
+    counts = torch.histc(values, BINS, 0, most or 1.0).long().tolist()
+    silent = (values.transpose(0, 1).flatten(1) == 0).all(dim=1).float().mean()
+    wide = values.double()
+    return Histogram(most or 1.0, counts, values.numel(), float(wide.sum()), float((wide * wide).sum()), float(silent))
+
+
+def _gathered(found: dict[str, Histogram], layout: Layout) -> dict[str, Histogram]:
+    """What the ranks of the first replica found, on the first rank."""
+    if layout.world == 1 or layout.control_group is None:
+        return found
+    parts: list[Any] = [None] * layout.world
+    dist.all_gather_object(parts, found, group=layout.control_group)
+    merged: dict[str, Histogram] = {}
+    for part in parts[: layout.world // layout.data_count]:
+        merged.update(part)
+    return merged
+
+
+def write(board: Any, step: int, histograms: dict[str, Histogram]) -> None:
+    """To TensorBoard: a histogram, and the share of silent maps, of each."""
+    for name, one in histograms.items():
+        limits = [one.most * (i + 1) / BINS for i in range(BINS)]
+        board.add_histogram_raw(f"activations/{name}", 0.0, one.most, one.values, one.total, one.squares, limits, one.counts, step)
+        board.add_scalar(f"silent_share/{name}", one.silent, step)
+
+
+def silent_shares(histograms: dict[str, Histogram]) -> dict[str, float]:
+    """For metrics.jsonl: percent of the maps of each layer and column that fired on no picture."""
+    return {f"silent_percent_{name.replace('/', '_')}": 100 * one.silent for name, one in histograms.items()}

@@ -1,6 +1,6 @@
 """Top-1 and top-5 error over a validation split, each picture counted once.
 
-python -m model.evaluate --checkpoint runs/RUN/checkpoints/best.pt --shards shards/ --views 10
+python -m model.evaluate --checkpoint runs/RUN/checkpoints/best --shards shards/ --views 10
 """
 
 from __future__ import annotations

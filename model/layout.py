@@ -218,3 +218,14 @@ class _Groups:
             return DeviceMesh.from_group(self.data, device, mesh_dim_names=("data",))
         ranks = torch.arange(self.working).view(-1, self.columns)
         return DeviceMesh.from_group([self.data, self.pair], device, mesh=ranks, mesh_dim_names=("data", "column"))
+
+
+def peer_warning(layout: Layout) -> str | None:
+    """What to say where two columns' GPUs cannot reach each other's memory: NCCL then goes through main memory, slower. Ranks of one machine."""
+    if layout.device.type != "cuda" or not isinstance(layout.columns, Columns) or layout.columns.alone:
+        return None
+    mine = layout.device.index or 0
+    other = mine + 1 - 2 * layout.columns.index
+    if other >= torch.cuda.device_count() or torch.cuda.can_device_access_peer(mine, other):
+        return None
+    return f"warning: GPUs {mine} and {other} cannot reach each other's memory, so columns exchange through main memory; --columns 1 may be quicker"

@@ -22,7 +22,7 @@ from model import checkpoint
 from model.arguments import read_arguments
 from model.deterministic import no_deterministic_form, set_deterministic
 from model.launch import end_with_parent, launch, under_launcher
-from model.layout import Layout, choose, join
+from model.layout import Layout, choose, join, peer_warning
 from model.loop import train
 from model.memory import keep_freed_memory, out_of_memory
 from model.pictures import Source
@@ -85,8 +85,9 @@ def _run_rank(given: argparse.Namespace, layout: Layout, folder: Path, recipe: R
     run.save_every = given.save_every
     say = run.metrics.say
     say(f"{folder}: {layout.describe()}; {len(run.train.shards):,} training pictures, {run.net.num_classes} classes, batch {recipe.train.batch}")
-    for note in run.train.notes:
-        say(note)
+    for note in (*run.train.notes, peer_warning(layout)):
+        if note:
+            say(note)
     if layout.first and not given.dry_run:
         _record(run, given.shards)
     if start.checkpoint:

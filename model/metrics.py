@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -100,4 +101,15 @@ def _board(folder: Path, purge_step: int | None) -> Any:
     except ImportError:
         print("TensorBoard is not installed, so no tensorboard/ is written; pip install tensorboard", flush=True)
         return None
+    threading.excepthook = _without_boards(threading.excepthook)
     return SummaryWriter(str(folder), purge_step=purge_step)
+
+
+def _without_boards(hook: Callable[[Any], object]) -> Callable[[Any], object]:
+    """Keep the traceback of TensorBoard's thread off the screen: what a full disk did to it is raised at the next write, and said there."""
+
+    def quiet(ended: Any) -> None:
+        if not (isinstance(ended.exc_value, OSError) and type(ended.thread).__module__.startswith("tensorboard")):
+            hook(ended)
+
+    return quiet

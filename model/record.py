@@ -19,16 +19,18 @@ PACKAGES = ("torch", "numpy", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "web
 
 
 def write_record(
-    folder: Path, *, recipe: dict[str, Any], layout: str, world: int, shards: str, digest: str, classes: int, pictures: dict[str, int], step: int
+    folder: Path, *, recipe: dict[str, Any], layout: str, world: int, shards: str, digest: str, names: list[str], pictures: dict[str, int], step: int
 ) -> None:
-    """Write run.json, or add this start to it. digest: SHA-256 of the shards' manifest; pictures: by split; step: where it begins."""
+    """Write run.json, or add this start to it. digest: SHA-256 of the shards' manifest; names: of the
+    classes; pictures: by split; step: where it begins.
+    """
     start = {"time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "step": step, "layout": layout, "world": world}
     starts = [one for one in read_record(folder).get("starts", []) if step > 0] + [start]  # a run begun anew has only this one
     content = {
         "recipe": recipe,
         "layout": layout,
         "world": world,
-        "shards": {"folder": shards, "manifest_sha256": digest, "classes": classes, "pictures": pictures},
+        "shards": {"folder": shards, "manifest_sha256": digest, "classes": len(names), "names": names, "pictures": pictures},
         "machine": machine(),
         "versions": versions(),
         "starts": starts,

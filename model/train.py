@@ -30,6 +30,7 @@ from model.plan import lines, measure
 from model.rank import on_rank
 from model.recipe import OF_THE_MACHINE, Recipe, change_recipe, check_recipe, read_recipe
 from model.record import write_record
+from model.report import write_report
 from model.run import Run, Start, build_run
 from model.watch import ENDED, Watch, meeting_store
 from pipeline import InputError, check_folder, one_line_errors
@@ -107,10 +108,20 @@ def _run_rank(given: argparse.Namespace, layout: Layout, folder: Path, recipe: R
         raise InputError(line) from None
     finally:
         run.metrics.close()
+    if code == 0 and layout.first:
+        _report(run, given.shards)
     if run.watch is not None:
         run.watch.end()
         run.watch.say_ended()
     return code
+
+
+def _report(run: Run, shards: str) -> None:
+    """A report that cannot be written is not worth a training that has ended well."""
+    try:
+        print(write_report(run.folder, shards), flush=True)
+    except (InputError, OSError) as error:
+        print(f"warning: the report could not be written ({error}); python -m model.report --run {run.folder}", flush=True)
 
 
 def _dry_run(run: Run) -> int:
@@ -136,7 +147,7 @@ def _record(run: Run, shards: str) -> None:
         world=run.layout.world,
         shards=shards,
         digest=run.train.shards.digest,
-        classes=len(manifest.classes),
+        names=[entry.words or entry.wnid for entry in manifest.classes],
         pictures={name: split.samples for name, split in manifest.splits.items()},
         step=run.step,
     )

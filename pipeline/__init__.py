@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pipeline.check import check_folder
     from pipeline.loader import ImageLoader
     from pipeline.samples import Skipped
+    from pipeline.shards import ShardSet
 
 _LATER = {
     "Augmentation": "augment",
@@ -22,6 +23,7 @@ _LATER = {
     "CacheSettings": "cache",
     "ImageLoader": "loader",
     "LoadingGivenUp": "batch",
+    "ShardSet": "shards",
     "Skipped": "samples",
     "check_folder": "check",
 }
@@ -34,6 +36,7 @@ __all__ = [
     "InputError",
     "LoadingGivenUp",
     "Manifest",
+    "ShardSet",
     "Skipped",
     "atomic_file",
     "check_folder",

@@ -1,4 +1,8 @@
-"""What the units of each layer and column do on a few pictures: histograms, and the share that never fires."""
+"""What the units of each layer and column do on a few pictures: histograms, and the share that never fires.
+
+A look is a forward pass of 32 pictures and a third of that for the histograms: of the paper's net 1.5 s of one core, a tenth of
+a step of 128.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +22,11 @@ PICTURES = 32  # that are looked at
 
 @dataclass(frozen=True)
 class Histogram:
-    """Of one layer's and column's outputs after ReLU. counts: (BINS,) int64 between 0 and `most`; silent: share of its maps
-    (or units) that are 0 on every picture; total, squares: sums over all values."""
+    """Of one layer's and column's outputs after ReLU.
+
+    counts: of values in BINS equal parts of 0 .. `most`; values: how many there are; total, squares: sums over them and over
+    their squares; silent: share, 0..1, of the maps, or the units of a fully connected layer, that are 0 on every picture.
+    """
 
     most: float
     counts: list[int]
@@ -56,7 +63,8 @@ def measure(net: AlexNet, images: torch.Tensor, layout: Layout) -> dict[str, His
 def _histogram(values: torch.Tensor) -> Histogram:
     values = values.nan_to_num(nan=0.0, posinf=1e30)  # of a training that has come apart
     most = float(values.max()) if values.numel() else 0.0
-    counts = torch.histc(values, BINS, 0, most or 1.0).long().tolist()
+    places = (values / (most or 1.0) * BINS).int().clamp_(max=BINS - 1)
+    counts = torch.bincount(places.flatten(), minlength=BINS).tolist()  # on GPUs torch.histc has no deterministic form
     silent = (values.transpose(0, 1).flatten(1) == 0).all(dim=1).float().mean()
     wide = values.double()
     return Histogram(most or 1.0, counts, values.numel(), float(wide.sum()), float((wide * wide).sum()), float(silent))
@@ -75,13 +83,12 @@ def _gathered(found: dict[str, Histogram], layout: Layout) -> dict[str, Histogra
 
 
 def write(board: Any, step: int, histograms: dict[str, Histogram]) -> None:
-    """To TensorBoard: a histogram, and the share of silent maps, of each."""
+    """Each histogram to TensorBoard."""
     for name, one in histograms.items():
         limits = [one.most * (i + 1) / BINS for i in range(BINS)]
         board.add_histogram_raw(f"activations/{name}", 0.0, one.most, one.values, one.total, one.squares, limits, one.counts, step)
-        board.add_scalar(f"silent_share/{name}", one.silent, step)
 
 
 def silent_shares(histograms: dict[str, Histogram]) -> dict[str, float]:
-    """For metrics.jsonl: percent of the maps of each layer and column that fired on no picture."""
+    """For metrics.jsonl and TensorBoard: percent of the maps of each layer and column that fired on no picture."""
     return {f"silent_percent_{name.replace('/', '_')}": 100 * one.silent for name, one in histograms.items()}

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from model import checkpoint, spikes
 from model.alexnet import MaskDraw
+from model.deterministic import set_deterministic
 from model.evaluate import autocast
 from model.layout import Layout, choose
 from model.loop import enter_epoch, one_step
@@ -128,7 +129,9 @@ def main(arguments: list[str] | None = None) -> int:
         keep_freed_memory(layout.device)
         with tempfile.TemporaryDirectory() as place:  # nothing is written to the run but the answer
             source = Source(given.shards, torch.get_num_threads())
-            run = build_run(Path(place), check_recipe(recipe, str(given.run)), layout, source, Start(start, state))
+            checked = check_recipe(recipe, str(given.run))
+            set_deterministic(checked.train.deterministic, layout.device)
+            run = build_run(Path(place), checked, layout, source, Start(start, state))
             result = _repeat(run, _go_to(run, step), step)
             run.metrics.close()
         _tell(result, kept)

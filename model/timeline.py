@@ -3,30 +3,52 @@
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager, nullcontext
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-STAGES = ("waiting for data", "forward", "backward", "optimiser")
+from model.spans import STEP, Span, chrome_trace, read_spans, summary
+from pipeline import InputError, atomic_file
+
 WARM_UP = 5  # steps that are not looked at
-COLLECTIVES = ("gloo:", "nccl:")
 
 
 class Timeline:
-    """Looks at `steps` steps, the sixth and those after it, and writes RUN/profile/rank-K.json; with 0 steps it does nothing."""
+    """Looks at `steps` steps, the sixth and those after it, and writes RUN/profile/rank-K.json; with 0 steps it does nothing.
+
+    The trace has one process, this rank, with a row for the whole step, for each of STAGES, for what goes between the ranks,
+    for the operators and, on a GPU, for its kernels: about 25 kB a step. On a GPU the end of each stage waits for it, so that
+    what a stage began lies in it; steps take longer for that.
+    """
 
     def __init__(self, folder: Path, rank: int, steps: int, device: torch.device) -> None:
-        self.path, self._steps, self._seen = folder / "profile" / f"rank-{rank}.json", steps, 0
-        self._gpu = device.type == "cuda"
-        self._profile: Any = None
+        if steps < 0:
+            raise InputError(f"--profile {steps} is no number of steps; give one of at least 1, or leave it out")
+        self.path, self._rank, self._steps, self._seen = folder / "profile" / f"rank-{rank}.json", rank, steps, 0
+        self._device, self._profile, self._step = device, None, None
         self.lines: list[str] = []  # what was found, when it has been
+
+    _profile: Any
+    _step: Any
 
     def stage(self, name: str) -> AbstractContextManager[Any]:
         """One of STAGES, of the present step."""
-        return nullcontext() if self._profile is None else record_function(name)
+        return nullcontext() if self._profile is None else self._seen_stage(name)
+
+    @contextmanager
+    def _seen_stage(self, name: str) -> Iterator[None]:
+        with record_function(name):
+            yield
+            self._wait()
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
     def step(self) -> None:
         """A step has ended."""
@@ -34,40 +56,48 @@ class Timeline:
             return
         self._seen += 1
         if self._seen == WARM_UP:
-            self._profile = profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._gpu else [])])
-            self._profile.__enter__()
+            self._begin()
         elif self._seen == WARM_UP + self._steps:
             self.end()
+        elif self._profile is not None:
+            self._step.__exit__(None, None, None)
+            self._step = record_function(STEP).__enter__()
+
+    def _begin(self) -> None:
+        self._wait()
+        gpu = [ProfilerActivity.CUDA] if self._device.type == "cuda" else []
+        self._profile = profile(activities=[ProfilerActivity.CPU, *gpu])
+        self._profile.start()
+        self._step = record_function(STEP).__enter__()
 
     def end(self) -> None:
         """Write what there is, also of fewer steps than were asked for."""
         if self._profile is None:
             return
+        self._step.__exit__(None, None, None)
         done, self._profile = self._profile, None
-        done.__exit__(None, None, None)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        done.export_chrome_trace(str(self.path))
         steps, self._steps = self._seen - WARM_UP, 0
-        self.lines = _lines(json.loads(self.path.read_text("utf-8"))["traceEvents"], steps, self.path)
+        done.stop()
+        if steps == 0:
+            self.lines = ["profile: the epoch ended before a step could be looked at, so no trace is written"]
+            return
+        try:
+            self._write(*_read(done, steps))
+        except OSError as error:  # a time line is not worth a run
+            self.lines = [f"warning: {self.path} could not be written ({error.strerror})"]
+
+    def _write(self, spans: list[Span], base: int) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(self.path, "w") as file:
+            json.dump(chrome_trace(spans, self._rank, base), file, separators=(",", ":"))
+        first, *others = summary(spans)
+        self.lines = [f"profile of rank {self._rank}: {first}; trace: {self.path}, {self.path.stat().st_size / 1e6:.2f} MB", *others]
 
 
-def _lines(events: list[dict[str, Any]], steps: int, path: Path) -> list[str]:
-    """Milliseconds a step of each stage, on this rank."""
-    spans = [event for event in events if event.get("ph") == "X"]
-    ours = [event for event in spans if event["name"] in STAGES and event.get("cat") == "user_annotation"]
-    if not ours:
-        return [f"profile: no step was seen; trace: {path}"]
-    whole = max(one["ts"] + one["dur"] for one in ours) - min(one["ts"] for one in ours)
-    lines = [f"profile: {steps} steps of {whole / steps / 1000:.1f} ms; trace: {path}, {path.stat().st_size / 1e6:.1f} MB"]
-    found = [(name, sum(one["dur"] for one in ours if one["name"] == name)) for name in STAGES]
-    found.append(("exchange, beside and within these", _covered([one for one in spans if one["name"].startswith(COLLECTIVES)])))
-    return lines + [f"  {name:<36}{time / steps / 1000:>10.2f} ms{100 * time / whole:>8.1f} %" for name, time in found]
-
-
-def _covered(spans: list[dict[str, Any]]) -> float:
-    """Microseconds in which at least one of the spans goes on."""
-    total, until = 0.0, 0.0
-    for span in sorted(spans, key=lambda one: float(one["ts"])):
-        start, end = max(span["ts"], until), span["ts"] + span["dur"]
-        total, until = total + max(0.0, end - start), max(until, end)
-    return total
+def _read(done: Any, steps: int) -> tuple[list[Span], int]:
+    """What was seen, and the nanoseconds of the epoch at which its time begins. torch's own trace is ten times as long, and its rows are threads."""
+    with tempfile.TemporaryDirectory() as place:
+        raw = Path(place) / "trace.json"
+        done.export_chrome_trace(str(raw))
+        content = json.loads(raw.read_text("utf-8"))
+    return read_spans(content["traceEvents"], steps), content["baseTimeNanoseconds"]

@@ -46,9 +46,16 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -
         time.sleep(0.001)
 
 
-def wait_for_other_ranks(process: subprocess.Popen[str], before: dict[int, str]) -> None:
-    """Until two ranks live that are not those from before, or the launcher has ended."""
-    wait_until(lambda: (len(ranks_of(process)) == 2 and ranks_of(process) != before) or process.poll() is not None, "both ranks")
+def other_ranks(process: subprocess.Popen[str], before: dict[int, str]) -> dict[int, str]:
+    """Two ranks that are not those from before, when they live, or none when the launcher has ended."""
+    deadline = time.time() + 120
+    while process.poll() is None:
+        now = ranks_of(process)
+        if len(now) == 2 and not set(now.values()) & set(before.values()):
+            return now
+        assert time.time() < deadline, "no new ranks were started"
+        time.sleep(0.01)
+    return {}
 
 
 def lines_of(run: Path) -> list[str]:
@@ -85,15 +92,17 @@ def test_ranks_killed_at_any_moment_land_on_the_same_weights(made_shards: Path, 
     draw, killed = random.Random(5), list[tuple[str, int]]()
     life = dict[int, str]()
     with open(tmp_path / "said.txt", "w+") as log:
-        process = start(made_shards, run, *words, "--restarts", 3, log=log)
-        for number in range(KILLS):
-            wait_for_other_ranks(process, life)
-            life, kind, victim = ranks_of(process), KINDS[number % len(KINDS)], draw.randrange(2)
-            come_to(kind, run, process, draw)
-            assert process.poll() is None, f"the run was over after {killed}"
-            os.kill(int(life[victim]), signal.SIGKILL)
-            killed.append((kind, victim))
-        process.wait(timeout=400)
+        process = start(made_shards, run, *words, "--restarts", 6, log=log)
+        try:
+            for number in range(KILLS):
+                life, kind, victim = other_ranks(process, life), KINDS[number % len(KINDS)], draw.randrange(2)
+                come_to(kind, run, process, draw)
+                assert process.poll() is None, f"the run was over after {killed}"
+                os.kill(int(life[victim]), signal.SIGKILL)
+                killed.append((kind, victim))
+            process.wait(timeout=400)
+        finally:
+            process.kill()
         log.seek(0)
         said = log.read()
     assert process.returncode == 0, said

@@ -13,8 +13,8 @@ import pytest
 import torch
 from conftest import CLASSES, TRAIN, one_line, run_command
 from PIL import Image
-from safetensors.torch import save_file
 
+from model.kernels import BETWEEN, ENLARGED, GAP, as_png, kernel_sheet
 from pipeline import Augmentation, ImageLoader, InputError, read_manifest
 from pipeline.colour import read_colour_stats
 from pipeline.shards import ShardSet
@@ -33,12 +33,13 @@ def run(made_shards: Path, tmp_path: Path) -> Path:
     lines += [{"step": 20 * e, "epoch": e, "val_top1_error_percent": 70.0 / e, "val_top5_error_percent": 0.0} for e in (1, 2)]
     lines += [{"step": 40, "val_ten_view_top1_error_percent": 30.0, "val_ten_view_top5_error_percent": 0.0}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    kernels = {"conv1.weight": torch.randn(MAPS, 3, 11, 11, generator=torch.Generator().manual_seed(0))}
+    (folder / "kernels").mkdir()
+    for step in (1, 40):
+        weights = torch.randn(MAPS, 3, 11, 11, generator=torch.Generator().manual_seed(step))
+        (folder / "kernels" / f"step-{step:08d}.png").write_bytes(as_png(kernel_sheet(weights)))
     newest = folder / "checkpoints" / "step-00000040"
     newest.mkdir()
-    save_file(kernels, newest / "shard-00001-model-00001-of-00001.safetensors")
-    state = {"step": 40, "classes": CLASSES, "wnids": [entry.wnid for entry in read_manifest(made_shards)[0].classes]}
-    (newest / "state.json").write_text(json.dumps(state))
+    (newest / "state.json").write_text(json.dumps({"wnids": [entry.wnid for entry in read_manifest(made_shards)[0].classes]}))
     shards = ShardSet(made_shards, "val")
     best = [{"class": c, "probability": p} for c, p in enumerate((0.6, 0.2, 0.1, 0.1))]
     rows = [{"id": i, "label": shards.read(i)[1], "best": best} for i in range(8)]
@@ -95,23 +96,31 @@ def test_curves_mark_the_drop_of_the_rate_and_leave_a_half_written_line_out(run:
 
 
 def test_kernels_are_scaled_each_to_its_own_range_around_grey() -> None:
-    kernels = np.zeros((20, 3, 11, 11), np.float32)
+    kernels = torch.zeros(40, 3, 11, 11)
     kernels[0, 0, 2, 3], kernels[0, 1, 2, 3], kernels[17, 2, 0, 10] = 4, -2, -0.001
-    sheet = plot_run.kernel_sheet(kernels)
-    assert sheet.shape == (2 * 12 - 1, 16 * 12 - 1, 3)
-    assert sheet[2, 3].tolist() == [1, 0.25, 0.5]
-    assert sheet[12, 12 + 10].tolist() == pytest.approx([0.5, 0.5, 0], abs=1e-6)  # kernel 17: second row, second place
-    assert (sheet[11] == 1).all()  # white between the rows
-    assert (sheet[5, 24:35] == 0.5).all()  # a kernel of zeros
+    kernels[20, :, 5, 5], kernels[21, 0, 5, 5] = torch.tensor([1.0, 1, 1]), torch.nan
+    sheet = kernel_sheet(kernels)
+    side = 11 * ENLARGED + GAP
+    row = [GAP + i * side for i in range(2)]  # of a column's kernels: 20, so two rows
+    below = 2 * side + GAP + BETWEEN
+    assert sheet.dtype == np.uint8
+    assert sheet.shape == (2 * below - BETWEEN, 16 * side + GAP, 3)
+    assert sheet[row[0] + 2 * ENLARGED, row[0] + 3 * ENLARGED].tolist() == [255, 64, 128]
+    assert sheet[row[1], row[1] + 11 * ENLARGED - 1].tolist() == [128, 128, 0]  # kernel 17: second row, second place
+    assert sheet[below + row[0] + 5 * ENLARGED, row[0] + 5 * ENLARGED].tolist() == [255, 255, 255]  # kernel 20: first of column 1
+    assert (sheet[below + row[0] : below + row[0] + 11 * ENLARGED, row[1] : row[1] + 11 * ENLARGED] == 128).all()  # no number
+    for white in (slice(0, GAP), slice(side, side + GAP), slice(2 * side + GAP, below)):  # around rows, between columns
+        assert (sheet[white] == 255).all()
 
 
-def test_column_0_is_in_the_upper_half(run: Path) -> None:
-    net = plot_run.read_net(run)
-    figure = plot_run.draw_kernels(net)
-    upper, lower = sorted(figure.axes, key=lambda axes: -axes.get_position().y0)
-    for axes, part, words in ((upper, net.conv1[: MAPS // 2], "Column 0"), (lower, net.conv1[MAPS // 2 :], "Column 1")):
-        assert axes.get_title("left").startswith(words)
-        assert np.array_equal(np.asarray(axes.images[0].get_array()), plot_run.kernel_sheet(part))
+def test_the_newest_kernels_are_drawn(run: Path) -> None:
+    kernels = plot_run.read_kernels(run)
+    assert kernels.step == 40
+    assert np.array_equal(kernels.sheet, kernel_sheet(torch.randn(MAPS, 3, 11, 11, generator=torch.Generator().manual_seed(40))))
+    figure = plot_run.draw_kernels(kernels)
+    (axes,) = figure.axes
+    assert np.array_equal(np.asarray(axes.images[0].get_array()), kernels.sheet)
+    assert "after step 40;" in figure.texts[0].get_text()
 
 
 def test_predictions_show_the_right_picture_and_mark_the_right_guess(run: Path, made_shards: Path) -> None:
@@ -171,8 +180,13 @@ def test_mistakes_with_runs_are_one_line(command: Command, run: Path, made_shard
     one_line(command(plot_run.main, "--run", tmp_path, "--shards", made_shards), "metrics.jsonl")
     one_line(command(plot_run.main, "--run", run, "--shards", tmp_path), "holds no shards")
     damaged = Path(shutil.copytree(run / "checkpoints" / "step-00000040", run / "checkpoints" / "step-00000041"))
-    next(damaged.glob("*.safetensors")).write_bytes(b"cut short")
+    (damaged / "state.json").write_text('{"wnids": ["n0')
     one_line(command(plot_run.main, *given), "step-00000041", "not a checkpoint")
+    damaged.rename(run / "damaged")
+    (run / "kernels" / "step-00000041.png").write_bytes(b"cut short")
+    one_line(command(plot_run.main, *given), "step-00000041.png", "not a picture")
+    shutil.rmtree(run / "kernels")
+    one_line(command(plot_run.main, *given), "no picture yet")
     shutil.rmtree(run / "checkpoints")
     one_line(command(plot_run.main, *given), "no checkpoint yet")
     (run / "metrics.jsonl").write_text('{"step": 1, "epoch": 1}\n')

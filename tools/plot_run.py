@@ -26,12 +26,11 @@ from pipeline.atomic import atomic_file
 from pipeline.errors import BadSample, InputError, one_line_errors
 from pipeline.manifest import ClassEntry
 from pipeline.shards import ShardSet
-from tools.run_files import Net, Prediction, read_metrics, read_net, read_predictions
+from tools.run_files import Kernels, Prediction, read_kernels, read_metrics, read_predictions, read_wnids
 
 WIDTH, DPI = 10.0, 160  # inches, pixels an inch: 1600 pixels
 BLUE, ORANGE, GREY, LIGHT, INK = "#2b6cb0", "#c05621", "#7a808a", "#d5d8dc", "#22262b"
 SMOOTH = 50  # a running mean over 1/50 of the logged losses is drawn over them
-KERNELS_A_ROW = 16  # as in Figure 3: 48 kernels of a column in three rows
 
 
 @dataclass(frozen=True)
@@ -143,37 +142,17 @@ def draw_errors(axes: Axes, lines: list[dict[str, Any]], classes: int) -> None:
     axes.legend(loc="upper right", bbox_to_anchor=(1, min(0.9, 0.99 - 1 / classes)), fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
 
 
-def kernel_sheet(kernels: np.ndarray) -> np.ndarray:
-    """The kernels of one column side by side, white between them: (height, width, 3) of 0..1.
-
-    kernels: (n, 3, side, side). Each is scaled to its own range around mid-grey: zero is 0.5, its largest weight 0 or 1.
-    """
-    count, _, side, _ = kernels.shape
-    across = min(KERNELS_A_ROW, count)
-    sheet = np.ones((-(-count // across) * (side + 1) - 1, across * (side + 1) - 1, 3))
-    for i, kernel in enumerate(kernels):
-        y, x = i // across * (side + 1), i % across * (side + 1)
-        largest = max(float(np.abs(kernel).max()), np.finfo(np.float32).tiny)
-        sheet[y : y + side, x : x + side] = 0.5 + 0.5 * kernel.transpose(1, 2, 0) / largest
-    return sheet
-
-
-def draw_kernels(net: Net) -> Figure:
-    """All first-layer kernels, column 0 in the upper half and column 1 in the lower (Figure 3 of the paper)."""
-    half, side = len(net.conv1) // 2, net.conv1.shape[2]
-    sheets = [kernel_sheet(part) for part in (net.conv1[:half], net.conv1[half:])]
-    margin, title = 0.2, 0.45  # inches
-    height = (WIDTH - 2 * margin) * sheets[0].shape[0] / sheets[0].shape[1]
-    figure = Figure(figsize=(WIDTH, 2 * (height + title) + margin + 0.3))
-    total = figure.get_figheight()
-    for column, sheet in enumerate(sheets):
-        bottom = total - (column + 1) * (height + title)
-        axes = figure.add_axes((margin / WIDTH, bottom / total, 1 - 2 * margin / WIDTH, height / total))
-        axes.imshow(sheet, interpolation="nearest")
-        axes.set_axis_off()
-        title_text = f"Column {column}, kernels {column * half + 1} to {column * half + half}"
-        axes.set_title(title_text, loc="left", fontsize=11, fontweight="bold", color=INK)
-    words = f"{side} x {side} x 3 weights of conv1 after step {net.step:,}; each kernel scaled to its own range, grey is zero"
+def draw_kernels(kernels: Kernels) -> Figure:
+    """All first-layer kernels, as the training drew them (Figure 3 of the paper), with words."""
+    margin, title, foot = 0.2, 0.45, 0.45  # inches
+    height = (WIDTH - 2 * margin) * kernels.sheet.shape[0] / kernels.sheet.shape[1]
+    total = height + title + foot
+    figure = Figure(figsize=(WIDTH, total))
+    axes = figure.add_axes((margin / WIDTH, foot / total, 1 - 2 * margin / WIDTH, height / total))
+    axes.imshow(kernels.sheet, interpolation="nearest")
+    axes.set_axis_off()
+    axes.set_title("Kernels of conv1, column 0 above column 1", loc="left", fontsize=11, fontweight="bold", color=INK)
+    words = f"after step {kernels.step:,}; each kernel scaled to its own range, grey is zero"
     figure.text(margin / WIDTH, 0.15 / total, words, fontsize=9, color=GREY)
     return figure
 
@@ -227,12 +206,12 @@ def draw_guesses(axes: Axes, guesses: list[tuple[str, float, bool]]) -> None:
 
 def plot_run(run: Path, folder: Path) -> None:
     """Write the three pictures, each path said when its file is there. Raises InputError."""
-    lines, net = read_metrics(run), read_net(run)
+    lines, wnids, kernels = read_metrics(run), read_wnids(run), read_kernels(run)
     shards = ShardSet(folder, "val")
-    if [entry.wnid for entry in shards.manifest.classes] != net.wnids:
+    if [entry.wnid for entry in shards.manifest.classes] != wnids:
         raise InputError(f"{folder} has other classes than {run} was trained on; give the shards of its training (--shards)")
-    write_png(draw_curves(lines, net.classes), run / "curves.png")
-    write_png(draw_kernels(net), run / "kernels.png")
+    write_png(draw_curves(lines, len(wnids)), run / "curves.png")
+    write_png(draw_kernels(kernels), run / "kernels.png")
     if not (run / "predictions.json").exists():
         print("the run is not finished, so there are no predictions to draw yet", file=sys.stderr)
         return

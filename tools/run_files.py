@@ -1,4 +1,4 @@
-"""What a training run leaves in its folder, read without the model: metrics, first-layer kernels, predictions."""
+"""What a training run leaves in its folder, read without the model: metrics, the picture of the kernels, predictions."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.distributed.checkpoint as dcp
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader
 
 from pipeline.errors import InputError
 
@@ -37,14 +34,11 @@ class Prediction(BaseModel):
 
 
 @dataclass(frozen=True)
-class Net:
-    """What is drawn of a checkpoint. conv1: (maps, 3, side, side) float32, RGB, first half of the maps is column 0."""
+class Kernels:
+    """The newest picture of the first layer's kernels. sheet: (height, width, 3) uint8, column 0 above column 1."""
 
-    path: Path
     step: int
-    conv1: np.ndarray
-    classes: int
-    wnids: list[str]
+    sheet: np.ndarray
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -70,30 +64,28 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def read_net(run: Path) -> Net:
-    """The newest checkpoint of a run: the net that the last numbers are of. Raises InputError."""
+def read_wnids(run: Path) -> list[str]:
+    """The classes of the run's newest checkpoint, in the order of its net's outputs. Raises InputError."""
     folder = run / "checkpoints"
     found = sorted(folder.glob("step-*"))
     if not found:
         raise InputError(f"{folder} has no checkpoint yet; one is written at the end of every epoch")
     path = found[-1]
     try:
-        state = json.loads((path / "state.json").read_text("utf-8"))
-        net = Net(path, state["step"], _conv1(path), state["classes"], state["wnids"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError, CheckpointException) as error:
+        return TypeAdapter(list[str]).validate_python(json.loads((path / "state.json").read_text("utf-8"))["wnids"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a checkpoint that can be read ({type(error).__name__}); move it away, so that another is used") from None
-    if net.conv1.ndim != 4 or net.conv1.shape[1] != 3 or len(net.conv1) < 2:
-        raise InputError(f"{path}: conv1.weight is {net.conv1.shape}, not (maps, 3, side, side); give a run of model.train")
-    return net
 
 
-def _conv1(path: Path) -> np.ndarray:
-    """The whole conv1.weight, from the files of all ranks that wrote a part of it."""
-    reader = HuggingFaceStorageReader(str(path))
-    shape: Any = reader.read_metadata().state_dict_metadata["conv1.weight"]
-    tensors = {"conv1.weight": torch.empty(shape.size)}
-    dcp.load(tensors, storage_reader=reader, no_dist=True)
-    return tensors["conv1.weight"].numpy()
+def read_kernels(run: Path) -> Kernels:
+    """The newest picture of the kernels that the training made. Raises InputError."""
+    found = sorted((run / "kernels").glob("step-*.png"))
+    if not found:
+        raise InputError(f"{run / 'kernels'} has no picture yet; one is made after the first step and after every epoch")
+    try:
+        return Kernels(int(found[-1].stem.removeprefix("step-")), np.asarray(Image.open(found[-1]).convert("RGB")))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"{found[-1]} is not a picture that can be read ({type(error).__name__}); move it away, so that another is used") from None
 
 
 def read_predictions(run: Path) -> list[Prediction]:

@@ -6,8 +6,24 @@ import argparse
 from pathlib import Path
 
 
+def _count(word: str) -> int:
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 0 on")
+    return int(word)
+
+
+def _minutes(word: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a number of minutes above 0")
+    return value
+
+
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train AlexNet on shards.")
+    parser = argparse.ArgumentParser(description="Train AlexNet on shards.", allow_abbrev=False)
     parser.add_argument("--shards", default="shards", help="folder made by make_shards, or its URL: s3://, gs://, http(s):// (default: shards/)")
     parser.add_argument("--local", type=Path, help="of a URL: folder that shards are fetched into (default: ~/.cache/alexnet-shards)")
     parser.add_argument("--local-gb", type=float, help="of a URL: most of that folder to use, 10^9 bytes (default: half of what is free)")
@@ -35,10 +51,12 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--init-from", type=Path, help="begin with these weights: a checkpoint, .safetensors, .pth or .onnx")
     parser.add_argument("--hybrid", action="store_true", help="convolutions data-parallel, fully connected layers split over all devices (2014)")
     parser.add_argument(
-        "--save-every", type=int, default=500, metavar="STEPS", help="steps between checkpoints; 0: at each epoch's end only (default: 500)"
+        "--save-every", type=_count, default=500, metavar="STEPS", help="steps between checkpoints; 0: at each epoch's end only (default: 500)"
     )
-    parser.add_argument("--restarts", type=int, metavar="N", help="start again after a fault, N times without progress (default: 0)")
-    parser.add_argument("--timeout", type=float, default=10.0, metavar="MINUTES", help="a rank that stands still so long ends the job (default: 10)")
+    parser.add_argument("--restarts", type=_count, metavar="N", help="start again after a fault, N times without progress (default: 0)")
+    parser.add_argument(
+        "--timeout", type=_minutes, default=10.0, metavar="MINUTES", help="a rank that stands still so long ends the job (default: 10)"
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would run: layout, memory, exchanges, time by twenty measured steps; keep nothing"
     )

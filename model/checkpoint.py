@@ -57,10 +57,10 @@ def link(folder: Path, name: str, path: Path) -> None:
 
 
 def prune(folder: Path) -> None:
-    """Delete all but the newest few and the best."""
+    """Delete all but the newest few, the best, and that of the beginning, which holds the weights of --init-from."""
     best = (folder / BEST).resolve() if (folder / BEST).exists() else None
     for old in by_step(folder)[:-KEEP]:
-        if old.resolve() != best:
+        if old.resolve() != best and old != path_of(folder, 0):
             doomed = old.rename(old.with_name(f".{old.name}.deleted"))  # a folder half deleted must not look like a checkpoint
             shutil.rmtree(doomed)
 
@@ -108,6 +108,8 @@ def _digest(content: dict[str, Any]) -> str:
 def load_state(path: Path, files: bool = True) -> dict[str, Any]:
     """What a checkpoint holds beside its tensors; files: compare each with its digest. Raises InputError."""
     if not (path / STATE).is_file():
+        if path.is_dir() and path.name.startswith("step-"):
+            raise InputError(f"{path} has no {STATE}, so it is no checkpoint; delete it to go on from the one before")
         what = "there is no checkpoint" if not path.exists() else "this is not a checkpoint:"
         raise InputError(f"{what} {path}; give a step-NNNNNNNN folder of a run's checkpoints/, or its links latest and best")
     try:

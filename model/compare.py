@@ -43,6 +43,8 @@ def compared(folders: list[Path]) -> str:
     runs = [read_run(folder) for folder in folders]
     if len(runs) > len(COLOURS):
         raise InputError(f"{len(runs)} runs are more than can be told apart; give at most {len(COLOURS)}")
+    if any(not isinstance(line["loss_nats"], int | float) for run in runs for line in run.train):
+        raise InputError("a run's metrics.jsonl has a loss that is no number; remove the line")
     classes = {run.record["shards"]["classes"] for run in runs}
     note = f"<p class='none'>The runs have different numbers of classes: {sorted(classes)}.</p>" if len(classes) > 1 else ""
     title = " and ".join(run.name for run in runs)

@@ -85,6 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--style", choices=("caffe", "torchvision"), help="of a .pth (default: caffe)")
     given = parser.parse_args(arguments)
     with one_line_errors():
+        if not given.out.parent.is_dir():
+            raise InputError(f"the folder {given.out.parent} of --out is not there; make it or name another")
         state = checkpoint.load(given.checkpoint)
         content = written(given.out, given.style, state["model"], state)
         with atomic_file(given.out) as file:

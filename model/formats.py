@@ -13,6 +13,7 @@ from pipeline import InputError
 
 GROUPED = ("conv2", "conv4", "conv5")  # layers whose two columns read their own maps only
 BGR = [2, 1, 0]
+PTH = (".pth", ".pt")
 
 # torchvision's alexnet: where its layers stand in its two sequences.
 TORCHVISION = {
@@ -35,18 +36,8 @@ def read_weights(path: Path, design: Design, classes: int | None, *, new_last_la
     A .pth with Caffe's names has conv1 in BGR; one with torchvision's must be a net without LRN whose second, fourth and
     fifth convolutions keep to their column. Raises InputError: damaged, another net, another number of classes.
     """
-    if path.is_dir():
-        found = checkpoint.load(path)["model"]
-    elif path.suffix == ".safetensors":
-        found = _read_safetensors(path)
-    elif path.suffix in (".pth", ".pt"):
-        found = _read_pth(path)
-    elif path.suffix == ".onnx":
-        found = _read_onnx(path)
-    else:
-        what = "is not there" if not path.exists() else "is of no kind that is known"
-        raise InputError(f"{path} {what}; give a checkpoint's folder, .safetensors, .pth or .onnx")
-    pth = path.is_file() and path.suffix in (".pth", ".pt")
+    found = _read(path)
+    pth = path.is_file() and path.suffix in PTH
     dense = pth and "features.0.weight" in found
     if dense:
         check_torchvision(design)
@@ -55,6 +46,21 @@ def read_weights(path: Path, design: Design, classes: int | None, *, new_last_la
     if dense:
         return _from_torchvision(whole, path)
     return {**whole, "conv1.weight": whole["conv1.weight"][:, BGR].contiguous()} if pth else whole
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    """What a file holds, in its own form."""
+    if path.is_dir():
+        model: dict[str, torch.Tensor] = checkpoint.load(path)["model"]
+        return model
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in PTH:
+        return _read_pth(path)
+    if path.suffix == ".onnx":
+        return _read_onnx(path)
+    what = "is not there" if not path.exists() else "is of no kind that is known"
+    raise InputError(f"{path} {what}; give a checkpoint's folder, .safetensors, .pth or .onnx")
 
 
 def _wanted(design: Design, classes: int | None, found: dict[str, torch.Tensor], dense: bool) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -80,23 +86,23 @@ def _checked(
         raise InputError(f"{path} has {min(unknown, key=str)}, which this net has not; give the weights of an AlexNet of this recipe")
     whole = {}
     for ours, (name, shape) in wanted.items():
-        layer = ours.split(".")[0]
-        if layer not in layers:
-            continue
-        if name not in found:
-            raise InputError(f"{path} has no {name}; it is not an AlexNet of this recipe")
-        value = found[name].detach()
-        there = tuple(value.shape)
-        if layer == "fc8" and there != shape and there[1:] == shape[1:]:
-            raise InputError(
-                f"{path} is a net of {there[0]} classes, and the shards have {shape[0]}: its {name} does not fit; give weights trained on these classes"
-            )
-        if there != shape:
-            raise InputError(f"{path}: {name} is {there}, and the recipe's {shape}; give the recipe that it was trained with")
-        if not value.is_floating_point() or value.layout != torch.strided or value.device.type != "cpu":
-            raise InputError(f"{path}: {name} is no plain table of floating-point numbers ({value.dtype}); save the net's state_dict() in float32")
-        whole[ours] = value.float().contiguous()
+        if ours.split(".")[0] in layers:
+            if name not in found:
+                raise InputError(f"{path} has no {name}; it is not an AlexNet of this recipe")
+            _check_one(found[name], path, name, shape, last=ours.startswith("fc8."))
+            whole[ours] = found[name].detach().float().contiguous()
     return whole
+
+
+def _check_one(value: torch.Tensor, path: Path, name: str, shape: tuple[int, ...], last: bool) -> None:
+    there = tuple(value.shape)
+    if last and there != shape and there[1:] == shape[1:]:
+        what = f"{path} is a net of {there[0]} classes, and the shards have {shape[0]}"
+        raise InputError(f"{what}: its {name} does not fit; give weights trained on these classes")
+    if there != shape:
+        raise InputError(f"{path}: {name} is {there}, and the recipe's {shape}; give the recipe that it was trained with")
+    if not value.is_floating_point() or value.layout != torch.strided or value.device.type != "cpu":
+        raise InputError(f"{path}: {name} is no plain table of floating-point numbers ({value.dtype}); save the net's state_dict() in float32")
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:

@@ -20,6 +20,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 LOST_CONTACT = 70  # exit code of a rank that ended because another one did
 STANDS_STILL = 71  # exit code of a rank that has said which rank no longer moves
 BAD_INPUT = 2
+LAUNCHER = "MODEL_LAUNCHER_PID"
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
@@ -33,6 +34,8 @@ def end_with_parent() -> None:
     pr_set_pdeathsig = 1
     with contextlib.suppress(OSError, AttributeError):  # not Linux
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    if os.getppid() != int(os.environ.get(LAUNCHER, os.getppid())):  # it has died already, while this process was starting
+        os._exit(LOST_CONTACT)
 
 
 def launch(ranks: int, module: str, arguments: Callable[[], list[str]], restarts: int = 0, progress: Callable[[], object] = lambda: None) -> int:
@@ -45,6 +48,7 @@ def launch(ranks: int, module: str, arguments: Callable[[], list[str]], restarts
     for name in [*logging.root.manager.loggerDict, "torch.distributed.elastic"]:
         if name.startswith("torch.distributed"):  # its pages of text say what one line below says
             logging.getLogger(name).setLevel(logging.CRITICAL)
+    os.environ[LAUNCHER] = str(os.getpid())
     tries, reached = 0, progress()
     while True:
         code, what = _launch_once(ranks, module, arguments())

@@ -90,6 +90,8 @@ def choose(devices: int | None, columns: int | None, device: str, batch: int, hy
         asked, there = "--hybrid" if hybrid else f"--columns {columns}", "GPU" if device == "cuda" else "device"
         more = "--device cpu" if device == "cuda" and gpus < COLUMNS else "--devices 2"
         raise InputError(f"{asked} shares the net between devices, and there is 1 {there}; leave it out, or use {more}")
+    if devices < 1:
+        raise InputError(f"--devices {devices}: at least 1 is needed")
     if columns is None:
         columns = 1 if hybrid else min(devices, COLUMNS)
     if devices < 1 or devices % columns:
@@ -149,7 +151,7 @@ def take_place(working: int, columns: int, place: torch.device, local_world: int
     """A layout of the first `working` of the ranks that have met, the others are spares. Each of them must call it, the spares too."""
     rank, world = dist.get_rank(), dist.get_world_size()
     groups = _Groups(rank, working, columns, hybrid and working > 1, timeout)
-    control, saving = groups.of_all("gloo"), groups.of_all("gloo")
+    control, saving = groups.of_all("gloo"), groups.of_all("gloo", alone=True)  # DCP wants one that knows CPUs, also of one rank
     machine = groups.of_machine(world, local_world)
     if rank >= working:
         return Layout(rank, working, local_world, place, spares=world - working, spare=True)
@@ -194,8 +196,9 @@ class _Groups:
         made = [dist.new_group(list(part), backend=backend, timeout=self.timeout) for part in parts]
         return next((group for part, group in zip(parts, made, strict=True) if self.rank in part), None)
 
-    def of_all(self, backend: str) -> dist.ProcessGroup | None:
-        return self._mine([range(self.working)], backend) if self.working > 1 else None
+    def of_all(self, backend: str, alone: bool = False) -> dist.ProcessGroup | None:
+        """The group of all ranks that work; of one rank, only if asked for."""
+        return self._mine([range(self.working)], backend) if self.working > 1 or alone else None
 
     def of_machine(self, world: int, local_world: int) -> dist.ProcessGroup | None:
         """The ranks of this rank's machine, which are neighbours; None where machines have different numbers of them."""

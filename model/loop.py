@@ -108,10 +108,10 @@ def _train_epoch(run: Run) -> None:
         if run.step % log_every == 0 or number == left - 1 or signal_number or due:  # so that no line spans a checkpoint
             _log(run, epoch)
         _trace(run, number == left - 1 or bool(signal_number))
-        if signal_number:
-            raise Stopped(signal_number)
         if run.step == 1 or number == left - 1:
             _look(run, batch)
+        if signal_number:
+            raise Stopped(signal_number)
         if due:
             save_run(run)
         settle_save(run, wait=False)
@@ -190,16 +190,27 @@ def _keep_spikes(run: Run, losses: list[float], first_step: int, rate: float) ->
         epoch, within = divmod(step - 1, steps)
         ids = run.train.ids_of(epoch)[within * batch : (within + 1) * batch].tolist()
         spike = spikes.Spike(step, loss, usual, rate, epoch, within * batch, ids, spikes.before(run.saver.folder, step))
-        kept = spikes.keep(run.folder, run.saver.folder, spike)
+        try:
+            kept = spikes.keep(run.folder, run.saver.folder, spike)
+        except OSError as error:
+            run.metrics.say(f"warning: what is needed to repeat step {step} could not be kept ({error.strerror})")
+            continue
         if kept is not None:
             run.metrics.write(step, event="spike", spike_loss_nats=str(loss), usual_loss_nats=usual if math.isfinite(usual) else None)
             run.metrics.say(f"the loss leapt to {loss:.4g} nats at step {step}, from {usual:.4g}: kept in {kept}; python -m model.replay repeats it")
+        if not math.isfinite(loss):  # those after it only follow from it
+            break
 
 
 def _list_skipped(run: Run, loader: ImageLoader) -> None:
     """Say which pictures this rank had to skip, once, and list them in the run's folder."""
     found = list(loader.skipped)  # the loader's thread adds to it meanwhile
-    for one in list_skipped(run.folder, found):
+    try:
+        new = list_skipped(run.folder, found)
+    except OSError as error:  # a full disk: they are listed when it can be
+        print(f"warning: skipped pictures could not be listed ({error.strerror})", file=sys.stderr, flush=True)
+        return
+    for one in new:
         place = f"{one.shard}: sample {one.key} at offset {one.offset}: {one.reason}"
         print(f"skipped: {place}; {count_skipped(run.folder)} by now, listed in {run.folder / SKIPPED}", file=sys.stderr, flush=True)
     del loader.skipped[: len(found)]
@@ -247,5 +258,6 @@ def _finish(run: Run) -> None:
     run.metrics.say(f"finished   validation, ten views:   {result}")
     if run.schedule.best_error < float("inf"):
         run.metrics.say(f"these are of the last epoch's net; {run.saver.folder / 'best'} had the best centre view")
+    run.metrics.check_written()
     if run.layout.first:
         write_predictions(run.folder / "predictions.json", result)

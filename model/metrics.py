@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -19,9 +21,12 @@ from pipeline import InputError, line_of_place
 class Metrics:
     """Writes for the first rank of a run; on the other ranks `folder` is None and nothing is written."""
 
-    def __init__(self, folder: Path | None, resume_at: tuple[int, int] | None = None) -> None:
-        """resume_at: (bytes of metrics.jsonl, step) of the checkpoint gone on from; what was written after it is dropped."""
-        self._file, self._board, self._pending = None, None, b""
+    def __init__(self, folder: Path | None, resume_at: tuple[int, int] | None = None, pending: str = "") -> None:
+        """resume_at: (bytes of metrics.jsonl, step) of the checkpoint gone on from; what was written after it is dropped.
+
+        pending: lines that were not in the file when the checkpoint was saved.
+        """
+        self._file, self._board, self._pending = None, None, pending.encode()
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,10 +54,14 @@ class Metrics:
         """What a full disk does not take is kept for the next time."""
         if self._file is None or not self._pending:
             return
+        whole = os.lseek(self._file.fileno(), 0, os.SEEK_CUR)
         try:
-            written = os.write(self._file.fileno(), self._pending)
-            self._pending = self._pending[written:]
+            if os.write(self._file.fileno(), self._pending) < len(self._pending):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._pending = b""
         except OSError as error:
+            os.ftruncate(self._file.fileno(), whole)  # no half line
+            os.lseek(self._file.fileno(), whole, os.SEEK_SET)
             line = line_of_place(error)
             if line is None:
                 raise
@@ -79,12 +88,23 @@ class Metrics:
         quiet = self._file is None or not sys.stderr.isatty()
         return tqdm(batches, desc=text, total=total, initial=done, unit=" steps", leave=False, disable=quiet)
 
+    def pending(self) -> str:
+        """Lines that a full disk has not taken yet."""
+        return self._pending.decode()
+
+    def check_written(self) -> None:
+        """Raises OSError where lines are still pending."""
+        self._write_pending()
+        if self._pending and self._file is not None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
+
     def bytes_written(self) -> int:
         """Length of metrics.jsonl, on disk."""
         if self._file is None:
             return 0
         self._write_pending()
-        os.fsync(self._file.fileno())
+        with contextlib.suppress(OSError):  # a disk that is full is told of by the checkpoint, or the next line
+            os.fsync(self._file.fileno())
         return os.lseek(self._file.fileno(), 0, os.SEEK_CUR)
 
     def close(self) -> None:

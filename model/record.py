@@ -15,6 +15,7 @@ import torch
 from pipeline import atomic_file
 
 NAME = "run.json"
+KEYS = {"recipe", "layout", "world", "shards", "machine", "versions", "starts"}
 PACKAGES = ("torch", "numpy", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "webdataset", "safetensors", "pillow")
 
 
@@ -41,10 +42,13 @@ def write_record(
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What run.json says; nothing where there is none."""
+    """What run.json says; nothing where there is none that can be read: it is written anew at each start."""
     path = folder / NAME
-    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    return found
+    try:
+        found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) and set(found) >= KEYS else {}
 
 
 def machine() -> dict[str, Any]:

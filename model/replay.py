@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -42,10 +43,10 @@ def _kept(run: Path, step: int | None) -> tuple[int, Path | None, dict[str, Any]
     chosen = next((folder for folder in folders if int(folder.name[5:]) == step), None) if step is not None else folders[-1]
     if chosen is not None:
         spike = spikes.read(chosen)
-        return spike["step"], chosen / spikes.FROM if spike["checkpoint"] else None, spike
+        return spike["step"], chosen / spikes.FROM if spike["checkpoint"] is not None else None, spike
     assert step is not None
     found = spikes.before(run / "checkpoints", step)
-    return step, checkpoint.path_of(run / "checkpoints", found) if found else None, {}
+    return step, checkpoint.path_of(run / "checkpoints", found) if found is not None else None, {}
 
 
 def _recipe_state(run: Path, start: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -66,7 +67,7 @@ def _go_to(run: Run, step: int) -> Batch:
     """Train up to just before `step` (from 1), and give that step's batch. Raises InputError."""
     if run.step >= step:
         raise InputError(f"the oldest checkpoint is of step {run.step}, which is not before step {step}; name a later one")
-    while True:
+    while not run.schedule.finished(run.train.epoch):
         enter_epoch(run)
         for batch in tqdm(run.train, "steps before", min(len(run.train), step - run.step), leave=False, disable=not sys.stderr.isatty()):
             if run.step == step - 1:
@@ -74,6 +75,7 @@ def _go_to(run: Run, step: int) -> Batch:
             one_step(run, batch)
         if run.recipe.train.schedule == "plateau":
             raise InputError(f"no checkpoint of the epoch of step {step} is there, and its rate hangs on a validation; name a later step")
+    raise InputError(f"the run's recipe ends before step {step}; name an earlier one")
 
 
 def _repeat(run: Run, batch: Batch, step: int) -> dict[str, Any]:
@@ -120,6 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--step", type=int, help="number of the step, from 1 (default: the last whose loss leapt)")
     parser.add_argument("--shards", default="shards", help="what the run was trained on (default: shards/)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--on-bad-sample", choices=("stop", "skip"), default="stop", help="as the run was trained (default: stop)")
     given = parser.parse_args(arguments)
     with one_line_errors():
         _, _, device = choose(1, 1, given.device, 1)
@@ -128,7 +131,10 @@ def main(arguments: list[str] | None = None) -> int:
         layout = Layout(device=torch.device(device))
         keep_freed_memory(layout.device)
         with tempfile.TemporaryDirectory() as place:  # nothing is written to the run but the answer
-            source = Source(given.shards, torch.get_num_threads())
+            cores = len(os.sched_getaffinity(0))
+            if layout.device.type == "cpu":
+                torch.set_num_threads(cores)  # as in training: another number sums in another order
+            source = Source(given.shards, cores, given.on_bad_sample)
             checked = check_recipe(recipe, str(given.run))
             set_deterministic(checked.train.deterministic, layout.device)
             run = build_run(Path(place), checked, layout, source, Start(start, state))

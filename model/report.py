@@ -35,7 +35,13 @@ PAPER = {"centre": ("39.0", "18.3"), "ten": ("37.5", "17.0"), "ten_2012": ("40.7
 def write_report(folder: Path, shards: str | None) -> Path:
     """Write RUN/report.html. Raises InputError, OSError."""
     run = read_run(folder)
-    body = "".join((_head(run), _paper(run), _curves(run), _kernels(run), _predictions(run, shards), _waits(run), _made_of(run), _recipe(run)))
+    try:
+        parts = (_head(run), _paper(run), _curves(run), _kernels(run), _predictions(run, shards), _waits(run), _made_of(run), _recipe(run))
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise InputError(f"{folder} has a damaged file ({type(error).__name__}: {error}); see run.json, metrics.jsonl and predictions.json") from None
+    body = "".join(parts)
     with atomic_file(folder / NAME, "w") as file:
         file.write(page(f"{run.name}: report", body))
     return folder / NAME

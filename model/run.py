@@ -147,7 +147,9 @@ def _state(run: Run) -> dict[str, Any]:
         "schedule": run.schedule.state_dict(),
         "loader": run.train.state_dict(),
         "unvalidated": run.unvalidated,
+        "usual_losses": run.usual.losses(),
         "metrics_bytes": run.metrics.bytes_written(),
+        "metrics_pending": run.metrics.pending(),
         "recipe": run.recipe.model_dump(mode="json"),
         "classes": run.net.num_classes,
         "wnids": [entry.wnid for entry in run.train.shards.manifest.classes],
@@ -206,7 +208,9 @@ def build_run(folder: Path, recipe: Recipe, layout: Layout, source: Source, star
         schedule=Schedule(recipe.train),
         train=loader,
         val=val,
-        metrics=Metrics(folder if layout.first else None, (state["metrics_bytes"], state["step"]) if state else None),
+        metrics=Metrics(
+            folder if layout.first else None, (state["metrics_bytes"], state["step"]) if state else None, state.get("metrics_pending", "")
+        ),
         stop=stop,
         source=source,
         timeline=Timeline(folder, layout.rank, profile, layout.device),
@@ -225,6 +229,7 @@ def _set(run: Run, start: Start) -> None:
         run.schedule.load_state_dict(start.state["schedule"])
         run.step, run.unvalidated = start.state["step"], start.state["unvalidated"]
         checkpoint.fill(start.checkpoint, _tensors(run))
+        run.usual = Usual(start.state.get("usual_losses", ()))
         run.saver.saved = run.step
     elif start.init_from is not None:
         weights = read_weights(start.init_from, run.recipe.model, run.net.num_classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable
@@ -96,26 +97,32 @@ class Saver:
         checkpoint.write_state(self._temporary, state, checkpoint.digests(self._temporary))
         place = checkpoint.path_of(self.folder, step)
         if place.exists():  # of an earlier life of this run, which went on from an older one
-            shutil.rmtree(place.rename(place.with_name(f".{place.name}.deleted")))
+            place.rename(place.with_name(f".{place.name}.deleted"))
+        if best:  # before it is there: whoever is killed in between validates again, and links again
+            checkpoint.link(self.folder, checkpoint.BEST, place)
         self._temporary.rename(place)
         fsync_folder(self.folder)
-        self._name(place, best)
+        self._tidy(place)
 
     def _change_state(self, step: int, state: dict[str, Any], best: bool) -> OSError | None:
         place = checkpoint.path_of(self.folder, step)
         try:
             if self._first:
+                if best:
+                    checkpoint.link(self.folder, checkpoint.BEST, place)
                 checkpoint.write_state(place, state, checkpoint.load_files(place))
-                self._name(place, best)
+                self._tidy(place)
         except OSError as error:
             return error
         return None
 
-    def _name(self, place: Path, best: bool) -> None:
-        checkpoint.link(self.folder, checkpoint.LATEST, place)
-        if best:
-            checkpoint.link(self.folder, checkpoint.BEST, place)
-        checkpoint.prune(self.folder)
+    def _tidy(self, place: Path) -> None:
+        """The link to the newest, and old folders. The checkpoint is there whether or not this succeeds, and the next save tries again."""
+        with contextlib.suppress(OSError):
+            checkpoint.link(self.folder, checkpoint.LATEST, place)
+            checkpoint.prune(self.folder)
+            for path in self.folder.glob(".step-*.deleted"):
+                shutil.rmtree(path)
 
 
 class _Writer(HuggingFaceStorageWriter):

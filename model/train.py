@@ -10,7 +10,6 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -20,25 +19,21 @@ from tqdm import tqdm
 
 from model import checkpoint
 from model.arguments import read_arguments
-from model.deterministic import no_deterministic_form, set_deterministic
 from model.launch import end_with_parent, launch, under_launcher
-from model.layout import Layout, choose, join, peer_warning
-from model.loop import train
-from model.memory import keep_freed_memory, out_of_memory
-from model.pictures import Source
-from model.plan import lines, measure
+from model.layout import Layout, choose, join
+from model.one_rank import run_rank
 from model.rank import on_rank
 from model.recipe import OF_THE_MACHINE, Recipe, change_recipe, check_recipe, read_recipe
-from model.record import write_record
-from model.report import write_report
-from model.run import Run, Start, build_run
-from model.watch import ENDED, Watch, meeting_store
+from model.run import Start
+from model.watch import Watch, dismiss_spares, meeting_store, wait_as_spare
 from pipeline import InputError, check_folder, one_line_errors
+
+DRY = "dry-run-"  # beginning of the name of a folder that is made for a dry run, and removed after it
 
 
 def _choose_folder(given: argparse.Namespace) -> Path:
     if given.dry_run and not under_launcher():
-        return Path(tempfile.mkdtemp(prefix="dry-run-")) / "run"
+        return Path(tempfile.mkdtemp(prefix=DRY)) / "run"
     if given.run is not None:
         folder: Path = given.run
         return folder
@@ -55,6 +50,12 @@ def _choose_folder(given: argparse.Namespace) -> Path:
 def _choose_run(given: argparse.Namespace, folder: Path, read: bool) -> tuple[Recipe, Start]:
     """The recipe, and what the run begins with; read: also the weights, and every digest. Raises InputError."""
     newest = checkpoint.latest(folder / "checkpoints")
+    if given.dry_run and given.resume:
+        raise InputError("--dry-run keeps nothing, and so goes on with nothing; leave --resume out")
+    if given.init_from and not given.init_from.exists():
+        raise InputError(f"{given.init_from} is not there; give a checkpoint's folder, .safetensors, .pth or .onnx")
+    if given.init_from and given.resume == "yes":
+        raise InputError("--init-from begins a run, and --resume goes on with one; leave one of them out")
     if newest is None and given.resume == "yes":
         raise InputError(f"{folder} has no checkpoint to go on from; start it without --resume")
     if newest is not None and not given.resume:
@@ -74,85 +75,6 @@ def _resumed_recipe(given: argparse.Namespace, folder: Path, recipe: Recipe) -> 
     return recipe
 
 
-def _run_rank(given: argparse.Namespace, layout: Layout, folder: Path, recipe: Recipe, start: Start) -> int:
-    """Train as one rank, in this process."""
-    cores = max(1, len(os.sched_getaffinity(0)) // layout.local_world)
-    if layout.device.type == "cpu":
-        torch.set_num_threads(cores)
-    keep_freed_memory(layout.device)
-    source = Source(given.shards, cores if given.threads is None else given.threads, given.on_bad_sample, given.local, given.local_gb, given.prefetch)
-    set_deterministic(recipe.train.deterministic, layout.device)
-    run = build_run(folder, recipe, layout, source, start, given.profile)
-    run.save_every = given.save_every
-    say = run.metrics.say
-    say(f"{folder}: {layout.describe()}; {len(run.train.shards):,} training pictures, {run.net.num_classes} classes, batch {recipe.train.batch}")
-    for note in (*run.train.notes, peer_warning(layout)):
-        if note:
-            say(note)
-    if layout.first and not given.dry_run:
-        _record(run, given.shards)
-    if start.checkpoint:
-        say(f"going on at epoch {run.train.epoch + 1}, image {run.train.position:,}, step {run.step}")
-    if given.dry_run:
-        return _dry_run(run)
-    if layout.world + layout.spares > 1:
-        run.watch = Watch(layout.rank, layout.world, 60 * given.timeout)
-    try:
-        code = train(run)
-    except torch.OutOfMemoryError:
-        raise InputError(out_of_memory(run.net, recipe.train.batch, layout.data_count, layout.device)) from None
-    except RuntimeError as error:
-        line = no_deterministic_form(error)
-        if line is None:
-            raise
-        raise InputError(line) from None
-    finally:
-        run.metrics.close()
-    if code == 0 and layout.first:
-        _report(run, given.shards)
-    if run.watch is not None:
-        run.watch.end()
-        run.watch.say_ended()
-    return code
-
-
-def _report(run: Run, shards: str) -> None:
-    """A report that cannot be written is not worth a training that has ended well."""
-    try:
-        print(write_report(run.folder, shards), flush=True)
-    except (InputError, OSError) as error:
-        print(f"warning: the report could not be written ({error}); python -m model.report --run {run.folder}", flush=True)
-
-
-def _dry_run(run: Run) -> int:
-    """Measure and tell; the folder, made for this alone, goes again."""
-    try:
-        for line in lines(run, measure(run)):
-            run.metrics.say(line)
-    finally:
-        run.metrics.close()
-        if run.layout.first:
-            shutil.rmtree(run.folder, ignore_errors=True)
-        if run.layout.first and run.layout.spares:
-            meeting_store().set(ENDED, "yes")
-    return 0
-
-
-def _record(run: Run, shards: str) -> None:
-    manifest = run.train.shards.manifest
-    write_record(
-        run.folder,
-        recipe=run.recipe.model_dump(mode="json"),
-        layout=run.layout.describe(),
-        world=run.layout.world,
-        shards=shards,
-        digest=run.train.shards.digest,
-        names=[entry.words or entry.wnid for entry in manifest.classes],
-        pictures={name: split.samples for name, split in manifest.splits.items()},
-        step=run.step,
-    )
-
-
 def _join(given: argparse.Namespace, device: str, batch: int) -> Layout:
     """Meet the other ranks. Raises InputError where there is no meeting."""
     try:
@@ -166,14 +88,6 @@ def _join(given: argparse.Namespace, device: str, batch: int) -> Layout:
         raise InputError(f"nobody answers at {address}:{port}; see that rank 0 runs there, and MASTER_ADDR and MASTER_PORT are its own") from None
 
 
-def _wait_as_spare() -> int:
-    """Do nothing until the ranks that train have ended."""
-    store = meeting_store()
-    while not store.check([ENDED]):
-        time.sleep(1)
-    return 0
-
-
 def _train_as_launched(given: argparse.Namespace) -> int:
     """Take this process's place among the ranks of torchrun."""
     end_with_parent()
@@ -183,12 +97,21 @@ def _train_as_launched(given: argparse.Namespace) -> int:
     if given.run is None and int(os.environ["WORLD_SIZE"]) > 1:
         raise InputError("under torchrun every rank must know the run's folder, which all hosts see; name it with --run DIR")
     folder = _choose_folder(given)
+    if given.dry_run and not folder.parent.name.startswith(DRY):
+        raise InputError("--dry-run starts its own ranks, on this machine; leave torchrun out")
     recipe, start = _choose_run(given, folder, read=True)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if given.device == "auto" else given.device
 
     def work() -> int:
         layout = _join(given, device, recipe.train.batch)
-        return _wait_as_spare() if layout.spare else _run_rank(given, layout, folder, recipe, start)
+        store = meeting_store()
+        if layout.spare:
+            return wait_as_spare(store)
+        watch = Watch(store, layout.rank, layout.world, 60 * given.timeout) if layout.world > 1 else None
+        code = run_rank(given, layout, folder, recipe, start, watch)
+        if layout.first and layout.spares:
+            dismiss_spares(store, layout.spares)
+        return code
 
     return on_rank(work)
 
@@ -219,7 +142,7 @@ def _train_here(given: argparse.Namespace, folder: Path, words: list[str]) -> in
     if ranks > 1 or given.verify:
         _check_shards(given)  # before processes are started for nothing
     if ranks == 1 and given.restarts is None:
-        return _run_rank(given, Layout(device=torch.device(device)), folder, *_choose_run(given, folder, read=True))
+        return run_rank(given, Layout(device=torch.device(device)), folder, *_choose_run(given, folder, read=True))
     return _launch(given, words, ranks, columns, device, folder)
 
 

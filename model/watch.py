@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from datetime import timedelta
 from typing import Any
 
@@ -18,14 +19,34 @@ from model.launch import LOST_CONTACT, STANDS_STILL
 PATIENCE = timedelta(seconds=20)  # for the store that the ranks write to
 
 
-ENDED = "ended"  # key of the store: training is over
+ENDED, SEEN = "ended", "seen"  # keys of the store: training is over; how many spares know it
 
 
 def meeting_store() -> dist.PrefixStore:
-    """Where the ranks of this life of the job leave words for each other."""
+    """Where the ranks of this life of the job leave words for each other. All of them call it, spares too.
+
+    Its name is the first rank's, for hosts that came later count the lives of a job otherwise.
+    """
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, is_master=False, timeout=PATIENCE, wait_for_workers=False)
-    return dist.PrefixStore(f"watch/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    name: list[object] = [uuid.uuid4().hex]
+    dist.broadcast_object_list(name, src=0)
+    return dist.PrefixStore(f"watch/{name[0]}", dist.TCPStore(address, port, is_master=False, timeout=PATIENCE, wait_for_workers=False))
+
+
+def wait_as_spare(store: dist.PrefixStore) -> int:
+    """Do nothing until the ranks that train have ended."""
+    while not store.check([ENDED]):
+        time.sleep(1)
+    store.add(SEEN, 1)
+    return 0
+
+
+def dismiss_spares(store: dist.PrefixStore, spares: int) -> None:
+    """Tell the spares that they may go, and wait until they know: the store may end with this process."""
+    store.set(ENDED, "yes")
+    deadline = time.monotonic() + PATIENCE.total_seconds()
+    while store.add(SEEN, 0) < spares and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 class Watch:
@@ -35,12 +56,11 @@ class Watch:
     system holds falls silent. The first rank to lose patience names those that are silent, else those that are least far.
     """
 
-    def __init__(self, rank: int, world: int, timeout: float) -> None:
-        self._rank, self._world, self._timeout = rank, world, timeout
+    def __init__(self, store: dist.PrefixStore, rank: int, world: int, timeout: float) -> None:
+        self._store, self._rank, self._world, self._timeout = store, rank, world, timeout
         self._place: tuple[int, str] = (0, "start")
         self._moved, self._moves, self._beats = time.monotonic(), 0, 0
         self._ended = threading.Event()
-        self._store = meeting_store()
         self._tell()
         self._thread = threading.Thread(target=self._run, daemon=True, name="watch")
         self._thread.start()
@@ -52,11 +72,6 @@ class Watch:
     def end(self) -> None:
         self._ended.set()
         self._thread.join()
-
-    def say_ended(self) -> None:
-        """Tell the spare ranks that they may go."""
-        if self._rank == 0:
-            self._store.set(ENDED, "yes")
 
     def _run(self) -> None:
         pause = min(2.0, self._timeout / 4)
@@ -94,6 +109,8 @@ class Watch:
         if self._store.add("said", 1) != 1:  # another rank has said it
             os._exit(LOST_CONTACT)
         how = "does not answer" if silent else "is the least far"
+        if len(blamed) == self._world:
+            how = "is no further than the others"
         names = "; ".join(f"rank {rank} {how} (process {now[rank]['pid']} on {now[rank]['host']}; last seen {_where(now[rank])})" for rank in blamed)
         print(
             f"error: training has not moved for {self._timeout:g} s: {names}; --resume goes on from the last checkpoint", file=sys.stderr, flush=True

@@ -21,6 +21,8 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO]:
     """
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is there, and is no file that could be replaced; name another")
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent} is not a folder; make it, or name another place for {path.name}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")  # process numbers repeat among machines
     try:
         with open(temporary, mode) as file:

@@ -12,8 +12,6 @@ from typing import IO, Any
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies
 
-import fsspec
-
 from pipeline.errors import InputError
 
 BLOCK = 8 << 20  # bytes read at once, at most
@@ -40,6 +38,8 @@ class Source:
     """
 
     def __init__(self, url: str, silence: float) -> None:
+        import fsspec  # not above: with asyncio it takes longer to import than all else here, and shards in a folder need none of it
+
         self._parts, self._silence = urlsplit(url), silence
         self._http = self._parts.scheme in ("http", "https")
         self.shown = urlunsplit((self._parts.scheme, self._parts.netloc.rpartition("@")[2], self._parts.path.rstrip("/"), "", ""))
@@ -91,6 +91,7 @@ class Source:
 
     def _http_options(self) -> dict[str, Any]:
         import aiohttp
+        import fsspec
 
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._silence, sock_read=self._silence)
         # fsspec keeps what it made of these options to the end of the process. That is wanted: it closes an instance's connections where

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
-import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from ranks import on_ranks as on_ranks
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the tests are of the CPU's bits; GPU checks are benchmarks
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored, also by the processes that tests press Ctrl-C at
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN, VAL, CLASSES = 12, 5, 4  # pictures a class
@@ -32,6 +36,20 @@ def run_command(*arguments: object, cwd: Path = ROOT, timeout: float = 240) -> s
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
 
 
+def run_here(main: Callable[[list[str]], int], *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A command's `main` in this process, which has imported already what a new one would for seconds: its exit code, and what it prints."""
+    words, out, err = [str(argument) for argument in arguments], io.StringIO(), io.StringIO()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(words)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
 @pytest.fixture(scope="session")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The official archives of a toy ILSVRC: 4 classes, 12 training and 5 validation pictures each."""
@@ -44,9 +62,9 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def made_shards(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of the toy, 8 samples each, with their colour statistics; not to be changed by a test."""
+    """Shards of the toy, 8 samples each, with their colour statistics, made by two workers; not to be changed by a test."""
     out = tmp_path_factory.mktemp("shards") / "shards"
-    made = run_command("tools/make_shards.py", "--source", archives, "--out", out, "--shard-size", 8)
+    made = run_command("tools/make_shards.py", "--source", archives, "--out", out, "--shard-size", 8, "--workers", 2)
     assert made.returncode == 0, made.stderr
     computed = run_command("tools/compute_pca.py", "--shards", out, "--decode")
     assert computed.returncode == 0, computed.stderr
@@ -122,24 +140,3 @@ def one_line(result: subprocess.CompletedProcess[str], *words: str) -> str:
     for word in words:
         assert word in lines[0], f"{word!r} is not in: {lines[0]}"
     return lines[0]
-
-
-def _rank(rank: int, function: Callable[..., Any], world: int, folder: Path, arguments: tuple[Any, ...]) -> None:
-    import torch
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=world)
-    torch.save(function(rank, *arguments), folder / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
-def on_ranks(function: Callable[..., Any], world: int, folder: Path, *arguments: Any) -> list[Any]:
-    """Call `function(rank, *arguments)` on `world` real processes joined by gloo; what each returned, by rank."""
-    import torch
-    from torch.multiprocessing import start_processes
-
-    place = folder / f"ranks-{world}-{uuid.uuid4().hex}"
-    place.mkdir()
-    start_processes(_rank, (function, world, place, arguments), nprocs=world, start_method="spawn")
-    return [torch.load(place / f"{rank}.pt", weights_only=True) for rank in range(world)]

@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, one_line, run_command, shard_files
+from conftest import ROOT, one_line, run_here, shard_files
 from distributed import Client
 
 from pipeline.errors import InputError
+from tools.make_shards import main
 from tools.workers import dask_workers
 
 COMMAND = "tools/make_shards.py"
@@ -120,12 +121,13 @@ def test_a_worker_is_killed_half_way(cluster: Cluster, archives: Path, made_shar
     assert shard_files(out) == shard_files(made_shards)
 
 
-def test_nobody_to_do_the_work(cluster: Cluster, archives: Path, tmp_path: Path) -> None:
-    command = [COMMAND, "--source", archives, "--out", tmp_path / "out", "--dask"]
-    with socket.socket() as unheard:
+def test_nobody_to_do_the_work(cluster: Cluster, archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["--source", archives, "--out", tmp_path / "out", "--dask"]
+    with socket.socket() as unheard, monkeypatch.context() as impatient:
+        impatient.setattr("tools.workers.PATIENCE", 0.5)
         unheard.bind(("127.0.0.1", 0))  # taken, and not listened to
-        one_line(run_command(*command, f"tcp://127.0.0.1:{unheard.getsockname()[1]}"), "no Dask scheduler answers at", "dask scheduler")
-    one_line(run_command(*command, cluster.address), "has no workers", f"dask worker {cluster.address}", "--nthreads 1")
+        one_line(run_here(main, *command, f"tcp://127.0.0.1:{unheard.getsockname()[1]}"), "no Dask scheduler answers at", "dask scheduler")
+    one_line(run_here(main, *command, cluster.address), "has no workers", f"dask worker {cluster.address}", "--nthreads 1")
     assert not (tmp_path / "out").exists()
     for address in ("nowhere", "127.0.0.1:port", "http://127.0.0.1:1", "tls://127.0.0.1:1"):
         with pytest.raises(InputError, match="no Dask scheduler answers at"), dask_workers(address):
@@ -134,7 +136,7 @@ def test_nobody_to_do_the_work(cluster: Cluster, archives: Path, tmp_path: Path)
 
 def test_stopped_by_ctrl_c_then_the_scheduler_dies_and_this_machine_finishes(archives: Path, made_shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [COMMAND, "--source", archives, "--out", out, "--shard-size", 8]
+    command = ["--source", archives, "--out", out, "--shard-size", 8]
     with scheduler(tmp_path) as own:
         worker = own.worker()
         with ended(worker), Client(own.address, timeout=LIMIT, set_as_default=False) as client:
@@ -142,7 +144,7 @@ def test_stopped_by_ctrl_c_then_the_scheduler_dies_and_this_machine_finishes(arc
             address_of_worker = address_of(client, worker)
             for end, code, words in ((signal.SIGINT, 130, "stopped; finished shards are kept"), (signal.SIGKILL, 2, "the connection was lost")):
                 before = len(list(out.glob("*.tar")))
-                run = start(*command, "--dask", own.address)
+                run = start(COMMAND, *command, "--dask", own.address)
                 with ended(run):
                     until(lambda before=before: len(list(out.glob("*.tar"))) > before, run)  # type: ignore[misc]
                     worker.send_signal(signal.SIGSTOP)  # what it has to do will not be done
@@ -154,25 +156,25 @@ def test_stopped_by_ctrl_c_then_the_scheduler_dies_and_this_machine_finishes(arc
                 assert words in output
                 assert "Traceback" not in output
     assert not (out / "manifest.json").exists()
-    finished = run_command(*command)
+    finished = run_here(main, *command, "--workers", 1)
     assert finished.returncode == 0, finished.stderr
     assert shard_files(out) == shard_files(made_shards)
 
 
-def test_a_worker_that_does_not_see_the_same_is_refused(cluster: Cluster, archives: Path, tmp_path: Path) -> None:
+def test_a_worker_that_does_not_see_the_same_is_refused(cluster: Cluster, archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """/proc/self/cwd is another folder for each process, as a path may be on each machine."""
     here, there = tmp_path / "here", tmp_path / "there"
     for folder in (here, there):
         folder.mkdir()
     (here / "archives").symlink_to(archives)
-    command = [ROOT / COMMAND, "--shard-size", 8, "--dask", cluster.address]
+    monkeypatch.chdir(here)
+    command = ["--shard-size", 8, "--dask", cluster.address]
     seen = {"--source": archives, "--out": here / "out"}
     with cluster.workers(cluster.worker(here), cluster.worker(there)):
         for what, unseen in (("--source", "archives"), ("--out", "elsewhere")):
             places = {**seen, what: Path("/proc/self/cwd") / unseen}
-            line = one_line(
-                run_command(*command, *(word for pair in places.items() for word in pair), cwd=here), "Dask worker tcp://", "/proc/self/cwd"
-            )
+            result = run_here(main, *command, *(word for pair in places.items() for word in pair))
+            line = one_line(result, "Dask worker tcp://", "/proc/self/cwd")
             assert "under the same paths" in line
     assert not list(tmp_path.rglob("*.tar"))
     assert not list(tmp_path.rglob("manifest.json"))

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import one_line, run_command
+from conftest import one_line, run_here
 from PIL import Image
 
 from pipeline.colour import ColourStats, Statistics, read_colour_stats
 from pipeline.errors import InputError
 from pipeline.shards import ShardSet
+from tools.compute_pca import main
 
 
 def stacked(shards: Path) -> np.ndarray:
@@ -42,10 +43,10 @@ def test_equals_numpy_on_the_stacked_pixels(made_shards: Path) -> None:
 def test_any_number_of_workers_gives_the_same_file(made_shards: Path, shards: Path) -> None:
     for name in ("pca.json", "mean.npy"):
         (shards / name).unlink()
-    assert run_command("tools/compute_pca.py", "--shards", shards, "--decode", "--workers", 1).returncode == 0
+    assert run_here(main, "--shards", shards, "--decode", "--workers", 1).returncode == 0
     for name in ("pca.json", "mean.npy"):
         assert (shards / name).read_bytes() == (made_shards / name).read_bytes()
-    again = run_command("tools/compute_pca.py", "--shards", shards)
+    again = run_here(main, "--shards", shards)
     assert "already" in again.stdout
 
 
@@ -138,8 +139,8 @@ def test_a_flipped_bit_in_numbers_or_mean_image_is_refused(shards: Path) -> None
 
 
 def test_no_shards(tmp_path: Path) -> None:
-    one_line(run_command("tools/compute_pca.py", "--shards", tmp_path), "make_shards.py")
-    one_line(run_command("tools/compute_pca.py", "--shards", tmp_path / "none"), "not a folder")
+    one_line(run_here(main, "--shards", tmp_path), "make_shards.py")
+    one_line(run_here(main, "--shards", tmp_path / "none"), "not a folder")
 
 
 def test_a_broken_shard_is_named(shards: Path) -> None:
@@ -148,4 +149,4 @@ def test_a_broken_shard_is_named(shards: Path) -> None:
     content = bytearray(path.read_bytes())
     content[3000] ^= 4
     path.write_bytes(content)
-    one_line(run_command("tools/compute_pca.py", "--shards", shards, "--decode"), "train-000002.tar", "CRC")
+    one_line(run_here(main, "--shards", shards, "--decode", "--workers", 1), "train-000002.tar", "CRC")

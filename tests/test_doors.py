@@ -19,7 +19,6 @@ NETWORK = {
     "schedule",
     "stop",
     "launch",
-    "memory",
     "exchange",
     "hybrid",
 }  # know nothing of pictures or shards

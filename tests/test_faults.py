@@ -21,7 +21,7 @@ from training import TINY, alive, end_after, environment_of, losses, metrics, ne
 
 SOAK = "SOAK" in os.environ
 KILLS, EPOCHS = (30, 60) if SOAK else (3, 6)
-KINDS = ("start", "step", "checkpoint", "evaluation", "epoch")
+KINDS = ("checkpoint", "evaluation", "start", "step", "epoch")
 
 
 def ranks_of(process: subprocess.Popen[str]) -> dict[int, str]:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
-from conftest import CLASSES, ROOT, TRAIN, VAL, files_of, one_line, run_command, shard_files
+from conftest import CLASSES, ROOT, TRAIN, VAL, files_of, one_line, run_command, run_here, shard_files
 from PIL import Image
 
 from pipeline.manifest import read_manifest
 from pipeline.shards import ShardSet
+from tools import compute_pca, make_shards
+
+
+def make(source: Path, out: Path, *more: object) -> subprocess.CompletedProcess[str]:
+    """The tool in this process, with one worker."""
+    return run_here(make_shards.main, "--source", source, "--out", out, "--workers", 1, *more)
 
 
 @pytest.fixture
@@ -65,9 +72,9 @@ def test_samples_are_mixed(made_shards: Path) -> None:
 
 
 def test_same_bytes_for_any_workers_and_other_bytes_for_another_seed(archives: Path, made_shards: Path, tmp_path: Path) -> None:
-    for workers, seed in ((1, 0), (2, 5)):
-        out = tmp_path / f"seed{seed}"
-        made = run_command("tools/make_shards.py", "--source", archives, "--out", out, "--shard-size", 8, "--workers", workers, "--seed", seed)
+    """One worker; the shards to compare with are of two."""
+    for seed in (0, 5):
+        made = make(archives, tmp_path / f"seed{seed}", "--shard-size", 8, "--seed", seed)
         assert made.returncode == 0, made.stderr
     assert shard_files(tmp_path / "seed0") == shard_files(made_shards)
     assert shard_files(tmp_path / "seed5") != shard_files(made_shards)
@@ -75,17 +82,17 @@ def test_same_bytes_for_any_workers_and_other_bytes_for_another_seed(archives: P
 
 def test_a_second_run_does_nothing_and_other_settings_are_refused(archives: Path, shards: Path, folders: Path) -> None:
     before = files_of(shards)
-    again = run_command("tools/make_shards.py", "--source", archives, "--out", shards, "--shard-size", 8)
+    again = make(archives, shards, "--shard-size", 8)
     assert again.returncode == 0, again.stderr
     assert "finished already" in again.stdout
-    one_line(run_command("tools/make_shards.py", "--source", archives, "--out", shards, "--shard-size", 8, "--quality", 80), "quality", "90", "80")
-    one_line(run_command("tools/make_shards.py", "--source", folders, "--out", shards, "--shard-size", 8), "another source")
+    one_line(make(archives, shards, "--shard-size", 8, "--quality", 80), "quality", "90", "80")
+    one_line(make(folders, shards, "--shard-size", 8), "another source")
     assert files_of(shards) == before
 
 
 def test_class_folders_with_awkward_names(folders: Path, tmp_path: Path) -> None:
     source_before = sorted(path.stat().st_mtime_ns for path in folders.rglob("*"))
-    made = run_command("tools/make_shards.py", "--source", folders, "--out", tmp_path / "out")
+    made = make(folders, tmp_path / "out")
     assert made.returncode == 0, made.stderr
     manifest, _ = read_manifest(tmp_path / "out")
     assert [entry.wnid for entry in manifest.classes] == ["a.class", "b class"]
@@ -104,14 +111,14 @@ def test_bad_pictures_are_listed_and_the_exit_code_says_so(folders: Path, tmp_pa
     (folders / "train" / "a.class" / "empty.jpg").write_bytes(b"")
     good = (folders / "train" / "a.class" / "pic 0.v1.jpg").read_bytes()
     (folders / "train" / "a.class" / "cut.jpg").write_bytes(good[: len(good) // 2])
-    command = ["tools/make_shards.py", "--source", folders, "--out", tmp_path / "out"]
+    command = ("tools/make_shards.py", "--source", folders, "--out", tmp_path / "out")
     one_line(run_command(*command), "2 rejected", "--allow-failures 2")
     manifest, _ = read_manifest(tmp_path / "out")
     assert [(r.split, r.name) for r in manifest.rejected] == [("train", "a.class/cut.jpg"), ("train", "a.class/empty.jpg")]
     assert "empty" in manifest.rejected[1].reason
     assert manifest.splits["train"].samples == 8
-    assert run_command(*command, "--allow-failures", 2).returncode == 0
-    assert run_command(*command, "--allow-failures", 1).returncode != 0
+    assert make(folders, tmp_path / "out", "--allow-failures", 2).returncode == 0
+    assert make(folders, tmp_path / "out", "--allow-failures", 1).returncode == 1
 
 
 def test_no_source(tmp_path: Path) -> None:
@@ -129,12 +136,12 @@ def test_truncated_archives_are_named_with_the_byte(archives: Path, tmp_path: Pa
     for name in ("ILSVRC2012_img_val.tar", "ILSVRC2012_img_train.tar"):
         whole = (source / name).stat().st_size
         os.truncate(source / name, whole // 2 + 100)
-        one_line(run_command("tools/make_shards.py", "--source", source, "--out", tmp_path / "out"), name, "incomplete", "fetch it again")
+        one_line(make(source, tmp_path / "out"), name, "incomplete", "fetch it again")
         shutil.copy(archives / name, source / name)
     with tarfile.open(source / "ILSVRC2012_img_val.tar") as tar:
         last = tar.getmembers()[-1]
     os.truncate(source / "ILSVRC2012_img_val.tar", last.offset)  # cut exactly between two members
-    one_line(run_command("tools/make_shards.py", "--source", source, "--out", tmp_path / "out"), "ILSVRC2012_img_val.tar", "no end-of-archive")
+    one_line(make(source, tmp_path / "out"), "ILSVRC2012_img_val.tar", "no end-of-archive")
     assert not (tmp_path / "out").exists()
 
 
@@ -151,33 +158,31 @@ def rewrite_tar(path: Path, change: Callable[[list[tarfile.TarInfo]], list[tarfi
 def test_members_missing_or_twice_are_not_guessed_at(archives: Path, tmp_path: Path) -> None:
     """One validation picture twice in place of another: the count is right, and most labels would be wrong."""
     source = damaged(archives, tmp_path)
-    command = ["tools/make_shards.py", "--source", source, "--out", tmp_path / "out"]
     rewrite_tar(source / "ILSVRC2012_img_val.tar", lambda members: [members[0], *members[:-1]])
-    one_line(run_command(*command), "ILSVRC2012_img_val.tar", "stands where picture 00000002 should be")
+    one_line(make(source, tmp_path / "out"), "ILSVRC2012_img_val.tar", "stands where picture 00000002 should be")
     shutil.copy(archives / "ILSVRC2012_img_val.tar", source)
     rewrite_tar(source / "ILSVRC2012_img_train.tar", lambda members: [*members, members[0]])
-    one_line(run_command(*command), "ILSVRC2012_img_train.tar", "there twice")
+    one_line(make(source, tmp_path / "out"), "ILSVRC2012_img_train.tar", "there twice")
     rewrite_tar(source / "ILSVRC2012_img_train.tar", lambda members: members[1:-1])
-    one_line(run_command(*command), "ILSVRC2012_img_train.tar", "lacks 1 of the devkit's 4 classes")
+    one_line(make(source, tmp_path / "out"), "ILSVRC2012_img_train.tar", "lacks 1 of the devkit's 4 classes")
     assert not (tmp_path / "out").exists()
 
 
 def test_what_stands_in_class_folders_but_is_no_file(folders: Path, tmp_path: Path) -> None:
-    command = ["tools/make_shards.py", "--source", folders, "--out", tmp_path / "out"]
     odd = folders / "train" / "b class" / "link.jpg"
     odd.symlink_to("nowhere.jpg")
-    one_line(run_command(*command), "link.jpg", "broken link")
+    one_line(make(folders, tmp_path / "out"), "link.jpg", "broken link")
     odd.unlink()
     (folders / "train" / "empty class").mkdir()
-    one_line(run_command(*command), "empty class is empty")
+    one_line(make(folders, tmp_path / "out"), "empty class is empty")
     (folders / "train" / "empty class").rmdir()
     awkward = os.fsencode(folders / "train" / "b class") + b"/caf\xe9\nx.jpg"
     with open(awkward, "wb") as file:
         file.write(b"no picture")
-    result = run_command(*command, "--allow-failures", 1)
+    result = make(folders, tmp_path / "out", "--allow-failures", 1)
     assert result.returncode == 0, result.stderr
     assert [r.name for r in read_manifest(tmp_path / "out")[0].rejected] == ["b class/caf\\xe9\\nx.jpg"]
-    one_line(run_command("tools/make_shards.py", "--source", folders, "--out", odd.parent / "pic 0.v1.jpg"), "pic 0.v1.jpg")
+    one_line(make(folders, odd.parent / "pic 0.v1.jpg"), "pic 0.v1.jpg")
 
 
 def test_defaults_and_imagenet_dir(folders: Path, tmp_path: Path) -> None:
@@ -202,17 +207,17 @@ def test_defaults_and_imagenet_dir(folders: Path, tmp_path: Path) -> None:
 def test_missing_parts_and_unknown_folders(archives: Path, folders: Path, tmp_path: Path) -> None:
     source = damaged(archives, tmp_path)
     (source / "ILSVRC2012_devkit_t12.tar.gz").unlink()
-    command = ["tools/make_shards.py", "--out", tmp_path / "out", "--source"]
-    one_line(run_command(*command, source), "ILSVRC2012_devkit_t12.tar.gz")
-    one_line(run_command(*command, tmp_path / "nowhere"), "is not there")
-    one_line(run_command(*command, folders / "val"), "train/CLASS/")
+    out = tmp_path / "out"
+    one_line(make(source, out), "ILSVRC2012_devkit_t12.tar.gz")
+    one_line(make(tmp_path / "nowhere", out), "is not there")
+    one_line(make(folders / "val", out), "train/CLASS/")
     Image.new("RGB", (30, 30)).save(folders / "val" / "ILSVRC2012_val_00000001.JPEG")
-    one_line(run_command(*command, folders), "ILSVRC2012_val_00000001.JPEG", "class folders")
-    one_line(run_command(*command, folders, "--quality", 0), "--quality", "95")
+    one_line(make(folders, out), "ILSVRC2012_val_00000001.JPEG", "class folders")
+    one_line(make(folders, out, "--quality", 0), "--quality", "95")
 
 
 def test_dry_run_says_all_and_writes_nothing(archives: Path, tmp_path: Path) -> None:
-    result = run_command("tools/make_shards.py", "--source", archives, "--out", tmp_path / "out", "--dry-run", "--workers", 2)
+    result = make(archives, tmp_path / "out", "--dry-run", "--workers", 2)
     assert result.returncode == 0, result.stderr
     total = CLASSES * (TRAIN + VAL)
     for words in ("ilsvrc2012-archives", f"{CLASSES} classes of 2012", f"all {total} will take about", "MB of the", "2 processes of this machine"):
@@ -227,14 +232,14 @@ def test_sums_taken_in_the_same_pass(shards: Path, tmp_path: Path) -> None:
     for path in shards.glob("train-*.tar"):  # what is not read cannot be missed
         path.rename(path.with_suffix(".away"))
         path.write_bytes(b"x" * path.with_suffix(".away").stat().st_size)
-    quick = run_command("tools/compute_pca.py", "--shards", shards)
+    quick = run_here(compute_pca.main, "--shards", shards)
     assert quick.returncode == 0, quick.stderr
     assert "before encoding" in quick.stdout
     taken, mean = json.loads((shards / "pca.json").read_text()), np.load(shards / "mean.npy")
     for path in shards.glob("train-*.tar"):
         path.with_suffix(".away").rename(path)
-    assert "has its colour statistics already" in run_command("tools/compute_pca.py", "--shards", shards).stdout
-    decoded = run_command("tools/compute_pca.py", "--shards", shards, "--decode", "--workers", 2)
+    assert "has its colour statistics already" in run_here(compute_pca.main, "--shards", shards, "--workers", 1).stdout
+    decoded = run_here(compute_pca.main, "--shards", shards, "--decode", "--workers", 1)
     assert decoded.returncode == 0, decoded.stderr
     exact = json.loads((shards / "pca.json").read_text())
     assert (taken["taken"], exact["taken"]) == ("before-encoding", "decoded")
@@ -247,7 +252,7 @@ def test_sums_taken_in_the_same_pass(shards: Path, tmp_path: Path) -> None:
 def test_sums_of_other_shards_or_damaged_ones_are_not_believed(shards: Path) -> None:
     good = (shards / "sums.npz").read_bytes()
     (shards / "sums.npz").write_bytes(good[: len(good) // 2])
-    assert "as decoded" in run_command("tools/compute_pca.py", "--shards", shards, "--decode").stdout
+    assert "as decoded" in run_here(compute_pca.main, "--shards", shards, "--decode", "--workers", 1).stdout
     for name in ("pca.json", "mean.npy"):
         (shards / name).unlink()
-    assert "as decoded" in run_command("tools/compute_pca.py", "--shards", shards).stdout
+    assert "as decoded" in run_here(compute_pca.main, "--shards", shards, "--workers", 1).stdout

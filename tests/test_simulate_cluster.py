@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, one_line, run_command
+from conftest import ROOT, one_line, run_command, run_here
 
 from pipeline.errors import InputError
-from tools.simulate_cluster import Plan, measured_rate, shares, simulate
+from tools.simulate_cluster import Plan, main, measured_rate, shares, simulate
 
-COMMAND = "tools/simulate_cluster.py"
 PLAIN = Plan(pictures=2000 * 103, shard_size=2000, machines=3, cores=4, rate=400.0)  # nothing but cores
 
 
@@ -113,4 +112,4 @@ def test_the_table_of_the_docs_is_what_the_command_prints() -> None:
 
 @pytest.mark.parametrize("given", [("--storage", 0), ("--cores", 0), ("--rate", "nan"), ("--deaths", -1), ("--shard-size", 1)])
 def test_numbers_that_make_no_sense_are_refused(given: tuple[str, object]) -> None:
-    one_line(run_command(COMMAND, "--rate", 400, *given), given[0])
+    one_line(run_here(main, "--rate", 400, *given), given[0])

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -34,7 +35,7 @@ from pipeline.manifest import NAME, Manifest, Settings, Shard, read_manifest
 from pipeline.tarshard import Index, read_index, read_sample
 from pipeline.verify import check_shards
 from tools import pixel_sums
-from tools.shard_worker import start_worker
+from tools.workers import start_worker
 
 CHUNK = 256  # samples a decoding task
 NOTED = 5  # stray files named in the note; the others are counted
@@ -57,9 +58,10 @@ def check_pictures(folder: Path, shards: Sequence[Shard], manifest: Manifest, wo
     settings, classes = manifest.settings, len(manifest.classes)
     tasks = [(folder / shard.name, shard.samples, start, settings, classes) for shard in shards for start in range(0, shard.samples, CHUNK)]
     context = multiprocessing.get_context("spawn")
+    stopped = context.Value("b", 0, lock=False)
     with (
         tqdm(total=sum(shard.samples for shard in shards), unit=" pictures", desc="pictures", mininterval=_interval()) as bar,
-        ProcessPoolExecutor(max(1, min(workers, len(tasks))), context, start_worker, (None, os.getpid())) as pool,
+        ProcessPoolExecutor(max(1, min(workers, len(tasks))), context, _start, (stopped, os.getpid())) as pool,
     ):
         try:
             with _ctrl_c_later():  # the workers start here, and keep it so
@@ -70,9 +72,8 @@ def check_pictures(folder: Path, shards: Sequence[Shard], manifest: Manifest, wo
         except BrokenProcessPool:
             raise InputError("a worker process died (out of memory?); run the same command again, with fewer --workers") from None
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()  # they only read
+            stopped.value = 1  # workers that were killed would break the pool, whose threads may print what they then meet
+            pool.shutdown(cancel_futures=True)
             raise
 
 
@@ -96,6 +97,16 @@ def _interval() -> float:
     return 0.5 if sys.stderr.isatty() else 30  # seconds between two states of a bar
 
 
+_stopped: Any = None
+
+
+def _start(stopped: Any, parent: int) -> None:
+    """In a worker. stopped: shared with all, not 0 when there is nothing more to do."""
+    global _stopped
+    _stopped = stopped
+    start_worker(None, parent)
+
+
 @lru_cache(maxsize=2)
 def _index_of(path: Path, samples: int) -> Index:
     return read_index(path.with_suffix(".idx"), samples)
@@ -107,7 +118,7 @@ def check_samples(path: Path, samples: int, start: int, settings: Settings, clas
     try:
         index = _index_of(path, samples)
         with open_regular(path) as file:
-            found = [_sample_fault(file.fileno(), path, index, row, settings, classes) for row in rows]
+            found = [_sample_fault(file.fileno(), path, index, row, settings, classes) for row in rows if not _stopped.value]
     except OSError as error:
         return len(rows), [f"{path}: {error.strerror}; check the disk, then copy or make this shard again"]
     return len(rows), [fault for fault in found if fault is not None]

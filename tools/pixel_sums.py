@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numba import njit
 
 from pipeline.atomic import atomic_file
 
@@ -31,7 +30,9 @@ class Sums:
         """Add one picture, (size, size, 3) uint8, contiguous."""
         assert pixels.shape == self.picture.shape, f"{pixels.shape} is not {self.picture.shape}"
         assert pixels.dtype == np.uint8, f"uint8 wanted, not {pixels.dtype}"
-        _add(pixels.reshape(len(pixels), -1), self.picture.reshape(len(pixels), -1), self.products)
+        from tools.pixel_sums_kernel import add  # not above: Numba is for who adds, not for who reads sums
+
+        add(pixels.reshape(len(pixels), -1), self.picture.reshape(len(pixels), -1), self.products)
         self.images += 1
 
     def merge(self, other: Sums) -> None:
@@ -49,32 +50,6 @@ def empty_sums(size: int) -> Sums:
 def total_sums(size: int) -> Sums:
     """To merge other sums into."""
     return Sums(np.zeros((size, size, 3), np.int64), np.zeros((3, 3), np.int64))
-
-
-@njit(nogil=True, error_model="numpy", cache=True)
-def _add(pixels: np.ndarray, picture: np.ndarray, products: np.ndarray) -> None:
-    """pixels: (rows, 3 columns) uint8; picture: the same shape, int32; products: (3, 3) int64.
-
-    Each number times itself and times its next two, summed down the columns, where loops are vectors; colours are told apart last.
-    At most 1,024 rows of 255 x 255 in 32 bits.
-    """
-    rows, width = pixels.shape
-    own, next_, second = np.zeros(width, np.int32), np.zeros(width, np.int32), np.zeros(width, np.int32)
-    for row in range(rows):
-        line, total = pixels[row], picture[row]
-        for k in range(width):
-            total[k] += line[k]
-            own[k] += np.int32(line[k]) * np.int32(line[k])
-        for k in range(width - 2):
-            next_[k] += np.int32(line[k]) * np.int32(line[k + 1])
-            second[k] += np.int32(line[k]) * np.int32(line[k + 2])
-        next_[width - 2] += np.int32(line[width - 2]) * np.int32(line[width - 1])
-    for k in range(0, width, 3):
-        for channel in range(3):
-            products[channel, channel] += own[k + channel]
-        for a, b, value in ((0, 1, next_[k]), (1, 2, next_[k + 1]), (0, 2, second[k])):
-            products[a, b] += value
-            products[b, a] += value
 
 
 def write_sums(path: Path, sums: Sums, manifest_sha256: str) -> None:

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from pipeline.errors import InputError
 
 PAUSES = (1.0, 4.0, 16.0)  # seconds before another try
@@ -23,6 +21,8 @@ def state_folder(url: str) -> Path:
 
 def open_store(url: str) -> tuple[Any, str]:
     """fsspec's file system and the path in it. Raises InputError for a URL that cannot be used here."""
+    import fsspec  # not above: shards in a folder need none of it
+
     try:
         system, path = fsspec.url_to_fs(url)
     except (ImportError, ValueError) as error:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import hashlib
 import os
-import signal
 import socket
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from pipeline.atomic import atomic_file
 from pipeline.errors import InputError
@@ -23,6 +19,7 @@ from tools.pixel_sums import Sums, empty_sums
 from tools.shard_upload import send
 from tools.source_entries import MAX_FILE
 from tools.sources import Entry, read_stream
+from tools.workers import count_one
 
 
 @dataclass(frozen=True)
@@ -81,20 +78,6 @@ class Done:
     sizes: list[int] = field(default_factory=list)
 
 
-_counter: Any = None
-
-
-def start_worker(counter: Any, parent: int) -> None:
-    """parent: its process number."""
-    global _counter
-    _counter = counter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    with contextlib.suppress(OSError, AttributeError):  # not Linux
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no worker outlives a killed parent and writes on
-    if os.getppid() != parent:  # it was killed before
-        os._exit(1)
-
-
 class _Converter:
     """Converts one picture after the other, and keeps what is to be told of them. sums: of all its pictures, or None."""
 
@@ -118,12 +101,6 @@ class _Converter:
         if self.sums is not None:
             self.sums.add(made.pixels)
         return made.jpeg
-
-
-def count_one() -> None:
-    """For the progress bar, where workers are of this machine. Without a lock, which a killed worker would keep for ever."""
-    if _counter is not None:
-        _counter.value += 1
 
 
 def make_shard(task: Task) -> tuple[Done, Sums | None]:

@@ -7,9 +7,6 @@ import tarfile
 import zlib
 from pathlib import Path
 
-import scipy.io
-from scipy.io.matlab import MatReadError
-
 from pipeline.errors import InputError
 from pipeline.manifest import ClassEntry
 from tools.source_entries import class_table
@@ -26,6 +23,9 @@ def read_devkit(path: Path, year: int) -> tuple[tuple[ClassEntry, ...], list[int
 
     path: the devkit's archive, or the folder that it was unpacked to. Raises InputError.
     """
+    import scipy.io  # not above: of all sources only this one needs it, and every worker process would load it
+    from scipy.io.matlab import MatReadError
+
     wanted = (META, ground_truth(year))
     found = _from_folder(path, wanted) if path.is_dir() else _from_archive(path, wanted)
     for base in wanted:

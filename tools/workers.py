@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from pipeline.errors import InputError
-from tools.shard_worker import start_worker
 
 DEATHS = 5  # of workers in one run; more, and it is the machine
+PATIENCE = 5  # seconds that a Dask scheduler may take to answer
 TICK = 0.2  # seconds between looks at the progress
 
 
@@ -131,6 +133,26 @@ def _submitted(executor: Executor, function: Callable[[Work], Any], task: Work, 
         raise _TaskLostError(task) from None  # "handle is closed": the pool broke while it was starting a process for this task
 
 
+_counter: Any = None
+
+
+def start_worker(counter: Any, parent: int) -> None:
+    """parent: its process number."""
+    global _counter
+    _counter = counter
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    with suppress(OSError, AttributeError):  # not Linux
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no worker outlives a killed parent and writes on
+    if os.getppid() != parent:  # it was killed before
+        os._exit(1)
+
+
+def count_one() -> None:
+    """For the progress bar, where workers are of this machine. Without a lock, which a killed worker would keep for ever."""
+    if _counter is not None:
+        _counter.value += 1
+
+
 def local_workers(count: int) -> Workers:
     """Processes of this machine."""
     context = multiprocessing.get_context("spawn")
@@ -156,7 +178,7 @@ def dask_workers(address: str) -> Iterator[Workers]:
     for name in ("distributed.client", "distributed.core", "tornado.application", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # of a lost scheduler their tracebacks say no more than our one line
     try:
-        client = Client(address, timeout=5)
+        client = Client(address, timeout=PATIENCE)
     except (OSError, ValueError, TypeError, TimeoutError) as error:
         raise InputError(f"no Dask scheduler answers at {address} ({error}); start one with: dask scheduler") from None
 

@@ -1,127 +1,224 @@
-"""Line charts as SVG text, readable without a script; page/report.js adds the values under the pointer."""
+"""Line charts as SVG text, readable without a script; page/report.js shows the numbers of the table under the pointer."""
 
 from __future__ import annotations
 
-import html
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
+from statistics import fmean
 
-WIDTH, HEIGHT = 640, 260
-LEFT, RIGHT, TOP, BOTTOM = 56, 16, 14, 36
-POINTS = 400  # of a line; more are averaged in groups
-COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b83280", "#718096", "#b7791f")
+WIDTH, HEIGHT = 480, 216
+LEFT, RIGHT, TOP, BOTTOM = 40, 12, 20, 24
+POINTS = 200  # of a line, and rows of its table; more are averaged in groups
+COLOURS = 8  # of the page's style sheet, c0 to c7
+NEAR = 34  # two words nearer than this, in units of the drawing, would run into each other
 
 
 @dataclass(frozen=True)
 class Line:
-    """A name for the legend, and its points; None is a gap. thin: drawn faint, behind the others."""
+    """A name for the legend, and its points by rising x; None or NaN: nothing there. band: show between what values a drawn mean lies."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float | None]
-    colour: str = COLOURS[0]
-    thin: bool = False
+    colour: int = 0
+    band: bool = False
+    dots: bool = False
 
 
-def chart(title: str, lines: Sequence[Line], x_name: str, y_name: str, *, level: tuple[float, str] | None = None, top: float | None = None) -> str:
-    """A figure: title, SVG, and a legend where there are several lines. level: a height with its words, such as that of chance."""
-    drawn = [_averaged(line) for line in lines if any(_finite(y) for y in line.y)]
-    if not drawn:
-        return f"<figure><figcaption>{html.escape(title)}</figcaption><p class='none'>nothing yet</p></figure>"
-    heights = [y for line in drawn for y in line.y if y is not None] + ([level[0]] if level else [])
-    x_ticks = ticks(min(min(line.x) for line in drawn), max(max(line.x) for line in drawn))
-    y_ticks = ticks(0.0, top if top is not None else max(heights))
-    place = _Place(x_ticks[0], x_ticks[-1], y_ticks[0], y_ticks[-1])
-    parts = [*_axes(place, x_ticks, y_ticks, x_name, y_name)]
-    if level is not None:
-        y = place.y(level[0])
-        parts.append(f"<line class='level' x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y:.1f}' y2='{y:.1f}'/>")
-        parts.append(f"<text class='level' x='{WIDTH - RIGHT}' y='{y - 4:.1f}' text-anchor='end'>{html.escape(level[1])}</text>")
-    parts += [_path(place, line) for line in sorted(drawn, key=lambda line: not line.thin)]
-    legend = ""
-    if len(drawn) > 1:
-        entries = "".join(f"<li><i style='background:{line.colour}'></i>{html.escape(line.name)}</li>" for line in drawn)
-        legend = f"<ul class='legend'>{entries}</ul>"
-    data = {"x0": place.x0, "x1": place.x1, "left": LEFT, "right": RIGHT, "width": WIDTH, "x": x_name, "y": y_name}
-    data |= {"lines": [{"name": line.name, "x": list(line.x), "y": list(line.y)} for line in drawn]}
-    name, words = html.escape(title), html.escape(f"{title}: {y_name} by {x_name}")
-    svg = f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img' aria-label='{words}'><title>{words}</title>{''.join(parts)}</svg>"
-    values = html.escape(json.dumps(data), quote=True)
-    return f"<figure class='chart' data-chart='{values}'><figcaption>{name}</figcaption>{svg}{legend}</figure>"
+@dataclass(frozen=True)
+class Level:
+    """A height with its words, such as that of chance, at the right end or the left one."""
+
+    y: float
+    words: str
+    left: bool = False
 
 
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers from at most `low` to at least `high`, some `about` of them."""
+@dataclass(frozen=True)
+class Moment:
+    """A place with its words: a drop of the rate, a start, a leap of the loss."""
+
+    x: float
+    words: str
+    kind: str  # rate, start or spike: a class of the style sheet
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What is drawn at one x: (mean, lowest, highest) of each line, or None."""
+
+    x: float
+    values: list[tuple[float, float, float] | None]
+
+
+def chart(
+    title: str,
+    unit: str,
+    lines: Sequence[Line],
+    *,
+    x_name: str = "epoch",
+    x_words: Callable[[float], str] | None = None,
+    levels: Sequence[Level] = (),
+    moments: Sequence[Moment] = (),
+    top: float | None = None,
+) -> str:
+    """A figure: title, SVG, a legend where there are several lines, and its numbers as a table that opens. top: of the y axis, instead of
+    one that fits; x_words: what is said of an x in the table.
+    """
+    rows = _rows(lines)
+    head = f"<figcaption>{escape(title)} <small>{escape(unit)}, by {escape(x_name)}</small></figcaption>"
+    if not rows:
+        return f"<figure>{head}<p class='soft'>nothing yet</p></figure>"
+    place = _place(rows, levels, top)
+    words = f"{title}: {unit}, by {x_name}"
+    drawn = [*_grid(place), *_levels(place, levels), *_moments(place, moments)]
+    for number, line in enumerate(lines):
+        drawn += _drawn(place, rows, number, line)
+    svg = f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img' aria-label='{escape(words)}'><title>{escape(words)}</title>{''.join(drawn)}</svg>"
+    table = _table(place, rows, [line.name for line in lines], x_name, x_words or (lambda x: number_text(x)))
+    return f"<figure class='chart'>{head}{svg}{_legend(lines)}{table}</figure>"
+
+
+def number_text(value: float) -> str:
+    """Four digits, or all of those before the point."""
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return text.replace("e-0", "e-")
+
+
+def ticks(low: float, high: float, about: int = 5, whole: bool = False) -> list[float]:
+    """Round numbers from at most `low` to at least `high`, some `about` of them; whole: none between 2 and 3 where the numbers are large enough."""
     if not high > low:
         high = low + 1
     raw = (high - low) / about
     size = 10.0 ** math.floor(math.log10(raw))
-    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= raw * 0.999)
+    step = next(size * factor for factor in ((1, 2, 5, 10) if whole else (1, 2, 2.5, 5, 10)) if size * factor >= raw * 0.999)
     first, last = math.floor(low / step), math.ceil(high / step - 1e-9)
     return [i * step for i in range(first, last + 1)]
+
+
+def _rows(lines: Sequence[Line]) -> list[_Row]:
+    """The points of all lines by x; many of them are put in groups of the same width."""
+    points = [[(x, y) for x, y in zip(line.x, line.y, strict=True) if y is not None and math.isfinite(y)] for line in lines]
+    places = sorted({x for line in points for x, _ in line})
+    if len(places) > POINTS:
+        low, width = places[0], (places[-1] - places[0]) / POINTS
+        points = [[(low + (min(int((x - low) / width), POINTS - 1) + 0.5) * width, y) for x, y in line] for line in points]
+    found: dict[float, list[list[float]]] = {}
+    for number, line in enumerate(points):
+        for x, y in line:
+            found.setdefault(x, [[] for _ in lines])[number].append(y)
+    return [_Row(x, [(fmean(ys), min(ys), max(ys)) if ys else None for ys in found[x]]) for x in sorted(found)]
 
 
 @dataclass(frozen=True)
 class _Place:
     """From values to places in the drawing."""
 
+    x_ticks: list[float]
+    y_ticks: list[float]
     x0: float
     x1: float
-    y0: float
-    y1: float
 
     def x(self, value: float) -> float:
         return LEFT + (value - self.x0) / (self.x1 - self.x0) * (WIDTH - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
-        inside = min(max(value, self.y0), self.y1)
-        return HEIGHT - BOTTOM - (inside - self.y0) / (self.y1 - self.y0) * (HEIGHT - TOP - BOTTOM)
+        low, high = self.y_ticks[0], self.y_ticks[-1]
+        inside = min(max(value, low), high)
+        return HEIGHT - BOTTOM - (inside - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
 
-def _axes(place: _Place, x_ticks: list[float], y_ticks: list[float], x_name: str, y_name: str) -> list[str]:
+def _place(rows: list[_Row], levels: Sequence[Level], top: float | None) -> _Place:
+    """Axes from 0, or from the first x where that is far; a few leaps do not press everything else flat."""
+    heights = sorted(value[0] for row in rows for value in row.values if value is not None)
+    usual = heights[int(0.98 * (len(heights) - 1))]
+    highest = 1.2 * usual if 0 < 4 * usual < heights[-1] else heights[-1]
+    first, last = rows[0].x, rows[-1].x
+    x0 = 0.0 if first <= 0.5 * last else first
+    x1 = last if last > x0 else x0 + 1
+    x_ticks = [x for x in ticks(x0, x1, 6, whole=True) if x0 <= x <= x1 * (1 + 1e-9)]
+    return _Place(x_ticks, ticks(0.0, top if top is not None else max([highest, *(level.y for level in levels)])), x0, x1)
+
+
+def _grid(place: _Place) -> list[str]:
     parts = []
-    for value in y_ticks:
+    for value in place.y_ticks:
         y = place.y(value)
-        parts.append(f"<line class='grid' x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y:.1f}' y2='{y:.1f}'/>")
-        parts.append(f"<text x='{LEFT - 6}' y='{y + 4:.1f}' text-anchor='end'>{value:,g}</text>")
-    for value in x_ticks:
-        parts.append(f"<text x='{place.x(value):.1f}' y='{HEIGHT - BOTTOM + 15}' text-anchor='middle'>{value:,g}</text>")
-    parts.append(f"<text class='name' x='{WIDTH - RIGHT}' y='{HEIGHT - 4}' text-anchor='end'>{html.escape(x_name)}</text>")
-    parts.append(f"<text class='name' x='{LEFT}' y='{TOP - 3}'>{html.escape(y_name)}</text>")
+        parts.append(f"<path class='grid' d='M{LEFT} {y:.1f}H{WIDTH - RIGHT}'/>")
+        parts.append(f"<text x='{LEFT - 6}' y='{y + 4:.1f}' text-anchor='end'>{number_text(value)}</text>")
+    for value in place.x_ticks:
+        parts.append(f"<text x='{place.x(value):.1f}' y='{HEIGHT - BOTTOM + 16}' text-anchor='middle'>{number_text(value)}</text>")
     return parts
 
 
-def _path(place: _Place, line: Line) -> str:
-    words, pen_down = [], False
-    for x, y in zip(line.x, line.y, strict=True):
-        if y is None or not math.isfinite(y):
-            pen_down = False
+def _levels(place: _Place, levels: Sequence[Level]) -> list[str]:
+    parts = []
+    for level in levels:
+        y = place.y(level.y)
+        below = y < TOP + 14  # else its words would stand among those of the moments
+        parts.append(f"<path class='level' d='M{LEFT} {y:.1f}H{WIDTH - RIGHT}'/>")
+        x, anchor = (LEFT + 4, "start") if level.left else (WIDTH - RIGHT, "end")
+        parts.append(f"<text class='level' x='{x}' y='{y + (12 if below else -4):.1f}' text-anchor='{anchor}'>{escape(level.words)}</text>")
+    return parts
+
+
+def _moments(place: _Place, moments: Sequence[Moment]) -> list[str]:
+    """Upright lines; words that would run into those before them are left to the tooltip."""
+    parts, free = [], dict[str, float]()
+    for moment in sorted(moments, key=lambda moment: moment.x):
+        if not place.x0 <= moment.x <= place.x1:
             continue
-        words.append(f"{'L' if pen_down else 'M'}{place.x(x):.1f} {place.y(y):.1f}")
-        pen_down = True
-    dots = ""
-    if len(line.x) <= 30:
-        dots = "".join(
-            f"<circle cx='{place.x(x):.1f}' cy='{place.y(y):.1f}' r='2.5' fill='{line.colour}'/>"
-            for x, y in zip(line.x, line.y, strict=True)
-            if y is not None and math.isfinite(y)
+        x = place.x(moment.x)
+        parts.append(f"<g class='{moment.kind}'><title>{escape(moment.words)}</title><path d='M{x:.1f} {TOP}V{HEIGHT - BOTTOM}'/>")
+        if moment.kind == "rate" and x >= free.get(moment.kind, 0.0):
+            anchor = "end" if x > WIDTH - RIGHT - NEAR else "start"
+            parts.append(f"<text x='{x:.1f}' y='{TOP - 6}' text-anchor='{anchor}'>{escape(moment.words)}</text>")
+            free[moment.kind] = x + max(NEAR, 6.5 * len(moment.words))
+        elif moment.kind == "start":
+            parts.append(f"<path class='mark' d='M{x - 4:.1f} {HEIGHT - BOTTOM}h8l-4 -7z'/>")
+        elif moment.kind == "spike":
+            parts.append(f"<path class='mark' d='M{x - 4:.1f} {TOP}h8l-4 7z'/>")
+        parts.append("</g>")
+    return parts
+
+
+def _drawn(place: _Place, rows: list[_Row], number: int, line: Line) -> list[str]:
+    """One line, joined over the places where it has no value."""
+    points = [(place.x(row.x), value) for row in rows if (value := row.values[number]) is not None]
+    if not points:
+        return []
+    colour, parts = f"c{line.colour % COLOURS}{' again' if line.colour >= COLOURS else ''}", []
+    if line.band and len(points) > 1:
+        over = [f"{x:.1f} {place.y(high):.1f}" for x, (_, _, high) in points]
+        under = [f"{x:.1f} {place.y(low):.1f}" for x, (_, low, _) in reversed(points)]
+        parts.append(f"<path class='band {colour}' d='M{'L'.join(over + under)}z'/>")
+    means = [f"{x:.1f} {place.y(mean):.1f}" for x, (mean, _, _) in points]
+    parts.append(f"<path class='line {colour}' d='M{'L'.join(means)}'/>")
+    if len(points) == 1:
+        parts.append(f"<circle class='only {colour}' cx='{points[0][0]:.1f}' cy='{place.y(points[0][1][0]):.1f}' r='4'/>")
+    elif line.dots:
+        parts += [f"<circle class='{colour}' cx='{x:.1f}' cy='{place.y(mean):.1f}' r='2.6'/>" for x, (mean, _, _) in points]
+    return parts
+
+
+def _legend(lines: Sequence[Line]) -> str:
+    if len(lines) < 2:
+        return ""
+    entries = [f"<li><i class='c{line.colour % COLOURS}{' again' if line.colour >= COLOURS else ''}'></i>{escape(line.name)}</li>" for line in lines]
+    return f"<ul class='legend'>{''.join(entries)}</ul>"
+
+
+def _table(place: _Place, rows: list[_Row], names: list[str], x_name: str, x_words: Callable[[float], str]) -> str:
+    """The numbers; data-x and data-y are their places in the drawing, for the script."""
+    head = "".join(f"<th class='n'>{escape(name)}</th>" for name in names)
+    lines = []
+    for row in rows:
+        cells = "".join(
+            f"<td class='n' data-y='{place.y(value[0]):.1f}'>{number_text(value[0])}</td>" if value is not None else "<td class='n'></td>"
+            for value in row.values
         )
-    return f"<path d='{' '.join(words)}' stroke='{line.colour}'{' class=thin' if line.thin else ''}/>{dots}"
-
-
-def _averaged(line: Line) -> Line:
-    size = -(-len(line.x) // POINTS)
-    if size <= 1:
-        return Line(line.name, list(line.x), [y if _finite(y) else None for y in line.y], line.colour, line.thin)
-    xs, ys = list[float](), list[float | None]()
-    for start in range(0, len(line.x), size):
-        values = [y for y in line.y[start : start + size] if y is not None and math.isfinite(y)]
-        xs.append(line.x[min(start + size, len(line.x)) - 1])
-        ys.append(sum(values) / len(values) if values else None)
-    return Line(line.name, xs, ys, line.colour, line.thin)
-
-
-def _finite(y: float | None) -> bool:
-    return y is not None and math.isfinite(y)
+        lines.append(f"<tr data-x='{place.x(row.x):.1f}'><th>{escape(x_words(row.x))}</th>{cells}</tr>")
+    top = f"<thead><tr><th>{escape(x_name)}</th>{head}</tr></thead>"
+    return f"<details><summary>numbers</summary><div class='wide'><table>{top}<tbody>{''.join(lines)}</tbody></table></div></details>"

@@ -20,6 +20,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 LOST_CONTACT = 70  # exit code of a rank that ended because another one did
 STANDS_STILL = 71  # exit code of a rank that has said which rank no longer moves
 BAD_INPUT = 2
+RESTART = "MODEL_RESTART"  # told to the ranks: how often they were started again, without progress in between
 LAUNCHER = "MODEL_LAUNCHER_PID"
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
@@ -51,6 +52,7 @@ def launch(ranks: int, module: str, arguments: Callable[[], list[str]], restarts
     os.environ[LAUNCHER] = str(os.getpid())
     tries, reached = 0, progress()
     while True:
+        os.environ[RESTART] = str(tries)
         code, what = _launch_once(ranks, module, arguments())
         if code in (0, BAD_INPUT, *STOPPED):
             return code

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from model.deterministic import no_deterministic_form, set_deterministic
+from model.launch import RESTART
 from model.layout import Layout, peer_warning
 from model.loop import train
 from model.memory import keep_freed_memory, out_of_memory
@@ -81,7 +82,7 @@ def _train(run: Run, shards: str, start: Start) -> int:
 def _report(run: Run, shards: str) -> None:
     """A report that cannot be written is not worth a training that has ended well."""
     try:
-        print(write_report(run.folder, shards), flush=True)
+        print(write_report(run.folder, shards, run.source.local), flush=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         print(f"warning: the report could not be written ({error}); python -m model.report --run {run.folder}", flush=True)
 
@@ -105,4 +106,5 @@ def _record(run: Run, shards: str) -> None:
         names=[entry.words or entry.wnid for entry in manifest.classes],
         pictures={name: split.samples for name, split in manifest.splits.items()},
         step=run.step,
+        restart=int(os.environ.get(RESTART) or os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0),
     )

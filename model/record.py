@@ -9,6 +9,7 @@ import platform
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import torch
 
@@ -20,25 +21,52 @@ PACKAGES = ("torch", "numpy", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "web
 
 
 def write_record(
-    folder: Path, *, recipe: dict[str, Any], layout: str, world: int, shards: str, digest: str, names: list[str], pictures: dict[str, int], step: int
+    folder: Path,
+    *,
+    recipe: dict[str, Any],
+    layout: str,
+    world: int,
+    shards: str,
+    digest: str,
+    names: list[str],
+    pictures: dict[str, int],
+    step: int,
+    restart: int = 0,
 ) -> None:
     """Write run.json, or add this start to it. digest: SHA-256 of the shards' manifest; names: of the
-    classes; pictures: by split; step: where it begins.
+    classes; pictures: by split; step: where it begins; restart: how often the launcher had to start it again, without progress in between.
+
+    Neither host nor user is named, and of a URL what may be a secret is left out. Raises OSError.
     """
-    start = {"time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "step": step, "layout": layout, "world": world}
-    starts = [one for one in read_record(folder).get("starts", []) if step > 0] + [start]  # a run begun anew has only this one
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    start = {"time": now, "step": step, "layout": layout, "world": world, "restart": restart}
+    before = read_record(folder).get("starts", []) if step > 0 or restart > 0 else []  # a run begun anew has only this one
     content = {
         "recipe": recipe,
         "layout": layout,
         "world": world,
-        "shards": {"folder": shards, "manifest_sha256": digest, "classes": len(names), "names": names, "pictures": pictures},
+        "shards": {
+            "folder": without_secrets(shards),
+            "manifest_sha256": digest,
+            "classes": len(names),
+            "names": names,
+            "pictures": pictures,
+        },
         "machine": machine(),
         "versions": versions(),
-        "starts": starts,
+        "starts": [*before, start],
     }
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(folder / NAME, "w") as file:
         json.dump(content, file, indent=1)
+
+
+def without_secrets(address: str) -> str:
+    """A URL without the user, password and signature that it may have; a folder as it is."""
+    if "://" not in address:
+        return address
+    parts = urlsplit(address)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -9,248 +9,211 @@ and are left out where those are not there.
 from __future__ import annotations
 
 import argparse
-import base64
-import html
-import json
 import math
 import sys
+from html import escape
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
-from model import checkpoint, spikes
-from model.charts import COLOURS, Line, chart
-from model.kernels import as_png, kernel_sheet
-from model.page import facts, page, table
-from model.pictures import SKIPPED, count_skipped
-from model.recipe import Recipe
-from model.run_lines import RunLines, read_run
-from pipeline import STAGES, InputError, ShardSet, atomic_file, one_line_errors
+from model.charts import Level, Line, Moment, chart
+from model.page import facts, note, page, section, table
+from model.report_parts import kernels, leaps_of, made_of, predictions, recipe_table, spikes_of, starts_of, waits
+from model.run_lines import RunLines, Values, read_run
+from pipeline import InputError, atomic_file, one_line_errors
 
 NAME = "report.html"
+IMAGENET = 1000  # classes, of which the paper's numbers are
 
-# ILSVRC-2010 test and ILSVRC-2012 validation, percent (paper, tables 1 and 2).
-PAPER = {"centre": ("39.0", "18.3"), "ten": ("37.5", "17.0"), "ten_2012": ("40.7", "18.2")}
+# The paper, percent: tables 1 and 2, and section 4.1 for the centre view.
+PAPER_2010 = {"ten1": 37.5, "ten5": 17.0, "centre1": 39.0, "centre5": 18.3}
+PAPER_2012 = {"ten1": 40.7, "ten5": 18.2}
+PAPER_RATE = 227  # images/s: 90 epochs of 1.2 million pictures in five and a half days
+KEYS = {
+    "ten1": "val_ten_view_top1_error_percent",
+    "ten5": "val_ten_view_top5_error_percent",
+    "centre1": "val_top1_error_percent",
+    "centre5": "val_top5_error_percent",
+}
 
 
-def write_report(folder: Path, shards: str | None) -> Path:
-    """Write RUN/report.html. Raises InputError, OSError."""
+def write_report(folder: Path, shards: str | None, local: Path | None = None) -> Path:
+    """Write RUN/report.html. shards, local: see pipeline.ShardSet; None for those that the run was trained on. Raises InputError, OSError."""
     run = read_run(folder)
     try:
-        parts = (_head(run), _paper(run), _curves(run), _kernels(run), _predictions(run, shards), _waits(run), _made_of(run), _recipe(run))
+        body = _body(run, shards, local)
     except InputError:
         raise
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise InputError(f"{folder} has a damaged file ({type(error).__name__}: {error}); see run.json, metrics.jsonl and predictions.json") from None
-    body = "".join(parts)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise InputError(f"{folder} has a damaged file ({type(error).__name__}: {error}); see run.json and metrics.jsonl") from None
     with atomic_file(folder / NAME, "w") as file:
         file.write(page(f"{run.name}: report", body))
     return folder / NAME
 
 
-def _percent(line: dict[str, Any], key: str) -> str:
+def _body(run: RunLines, shards: str | None, local: Path | None) -> str:
+    parts = (
+        _head(run),
+        section("Beside the paper", *_paper(run)),
+        section("Curves", curves(run)),
+        kernels(run),
+        predictions(run, shards, local),
+        waits(run),
+        starts_of(run),
+        spikes_of(run),
+        made_of(run),
+        recipe_table(run),
+    )
+    return "".join(parts)
+
+
+def percent(line: Values, key: str) -> str:
     return f"{line[key]:.2f} %" if key in line else "–"
 
 
-def _time(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
+def time_text(seconds: float) -> str:
+    """Two units of it: 5 d 3 h, 2 h 14 min, 43 s."""
+    minutes, hours = seconds / 60, seconds / 3600
+    if hours >= 48:
+        return f"{int(hours // 24)} d {int(hours % 24)} h"
+    if hours >= 1:
+        return f"{int(hours)} h {int(minutes % 60)} min"
+    return f"{int(minutes)} min {int(seconds % 60)} s" if minutes >= 1 else f"{seconds:.0f} s"
+
+
+def best_validation(run: RunLines) -> Values:
+    """The line of the epoch with the least top-1 error."""
+    return min(run.val, key=lambda line: line["val_top1_error_percent"], default={})
 
 
 def _head(run: RunLines) -> str:
-    data, last = run.record["shards"], run.train[-1]
-    pairs = [
-        ("top-1 error, ten views", _percent(run.final, "val_ten_view_top1_error_percent")),
-        ("top-5 error, ten views", _percent(run.final, "val_ten_view_top5_error_percent")),
-        ("epochs, steps", f"{run.val[-1]['epoch'] if run.val else last['epoch']}, {last['step']:,}"),
-        ("last training loss, nats", f"{last['loss_nats']:.3f}"),
-        ("images/s while training", f"{run.rate():,.0f}"),
-        ("time in steps", _time(run.seconds())),
-        ("waiting for data", f"{run.mean('data_wait_percent'):.1f} %"),
+    epoch, epochs = run.epoch(run.last_step), run.recipe.train.epochs
+    line, view = (run.final, "ten views") if run.final else (run.val[-1] if run.val else {}, "centre view")
+    kind = "ten" if run.final else "centre"
+    boxes = [
+        (percent(line, KEYS[f"{kind}1"]), f"top-1 error, {view}", _beside(run, f"{kind}1")),
+        (percent(line, KEYS[f"{kind}5"]), f"top-5 error, {view}", _beside(run, f"{kind}5")),
+        (f"{epoch:.3g} of {epochs}", "epochs", f"{run.last_step:,} steps"),
+        (f"{run.rate():,.4g}", "images/s", "while training"),
+        (time_text(run.seconds()), "time in steps", f"and {time_text(run.validation_seconds())} in validation" if run.val else ""),
+        (f"{run.mean('data_wait_percent'):.1f} %", "waiting for data", "of the time in steps"),
     ]
-    state = "" if run.final else "<p class='soft'>This run has not ended yet.</p>"
-    pictures = ", ".join(f"{count:,} {split}" for split, count in data["pictures"].items())
-    what = f"{html.escape(run.record['layout'])}; {data['classes']} classes; pictures: {html.escape(pictures)}"
-    return f"<h1>{html.escape(run.name)}</h1><p class='soft'>{what}</p>{state}{facts(pairs)}"
+    pictures = ", ".join(f"{count:,} {split}" for split, count in run.record["shards"]["pictures"].items())
+    what = f"{run.record['layout']} · {run.classes:,} classes · pictures: {pictures}"
+    return f"<header><h1>{escape(run.name)}</h1>{note(what)}{note(_state(run))}{facts(boxes)}</header>"
 
 
-def _paper(run: RunLines) -> str:
-    best = min(run.val, key=lambda line: line["val_top1_error_percent"], default={})
+def _beside(run: RunLines, key: str) -> str:
+    if run.classes != IMAGENET:
+        k = int(key[-1])
+        return f"chance {100 * max(0.0, 1 - k / run.classes):.4g} %"
+    return f"paper {PAPER_2012.get(key, PAPER_2010[key])} %"
+
+
+def _state(run: RunLines) -> str:
+    """Ended, or how far it is."""
+    if run.ended:
+        return f"Ended after {run.epoch(run.last_step):.4g} epochs; first started {run.record['starts'][0]['time'][:10]}."
+    done, epochs = run.epoch(run.last_step), run.recipe.train.epochs
+    at_most = "at most " if run.recipe.train.schedule == "plateau" else ""
+    seconds = (run.seconds() + run.validation_seconds()) * (epochs / done - 1)
+    return f"Not ended yet: epoch {done:.2f} of {at_most}{epochs}; what is left takes {at_most}{time_text(seconds)} at this speed."
+
+
+def _paper(run: RunLines) -> tuple[str, str]:
+    best, d = best_validation(run), run.recipe.model
+    count = sum(math.prod(shape) + shape[0] for shape in d.shapes(run.classes).values())
+    machine, pictures = run.record["machine"], run.record["shards"]["pictures"]["train"]
+    devices = ", ".join(machine["gpus"]) or machine["processor"]
     rows = [
-        (
-            "top-1 / top-5 error, ten views",
-            f"{PAPER['ten'][0]} / {PAPER['ten'][1]} % (2010), {PAPER['ten_2012'][0]} / {PAPER['ten_2012'][1]} % (2012)",
-        ),
-        ("top-1 / top-5 error, centre view", f"{PAPER['centre'][0]} / {PAPER['centre'][1]} % (2010)"),
-        ("batch, epochs", "128, about 90"),
-        ("images/s, all devices", "about 227"),
-        ("time", "5 to 6 days"),
-        ("devices", "two GTX 580, a column each"),
+        ("top-1 / top-5 error, ten views", _pair(run.final, "ten"), "40.7 / 18.2 %", "37.5 / 17.0 %"),
+        ("top-1 / top-5 error, centre view", _pair(best, "centre") + (f" (epoch {best['epoch']}, the best)" if best else ""), "–", "39.0 / 18.3 %"),
+        ("epochs", f"{run.epoch(run.last_step):.4g}", "about 90", "about 90"),
+        ("batch", str(run.batch), "128", "128"),
+        ("learning rate, its drops", f"{run.recipe.train.rate:g}, {len(run.drops())} to a tenth", *["0.01, 3 to a tenth"] * 2),
+        ("images/s, all devices", f"{run.rate():,.4g}", f"about {PAPER_RATE}", f"about {PAPER_RATE}"),
+        ("time", time_text(run.seconds() + run.validation_seconds()), "5 to 6 days", "5 to 6 days"),
+        ("devices", f"{devices}: {run.record['layout']}", *["two GTX 580 3 GB, a column each"] * 2),
+        ("parameters", f"{count:,}", "60,965,224", "60,965,224"),
+        ("classes, training pictures", f"{run.classes:,}, {pictures:,}", *["1,000, 1.2 million"] * 2),
     ]
-    ours: list[str] = [
-        f"{_percent(run.final, 'val_ten_view_top1_error_percent')} / {_percent(run.final, 'val_ten_view_top5_error_percent')}",
-        f"{_percent(best, 'val_top1_error_percent')} / {_percent(best, 'val_top5_error_percent')} (best epoch)",
-        f"{run.batch}, {run.val[-1]['epoch'] if run.val else run.train[-1]['epoch']}",
-        f"{run.rate():,.1f}",
-        _time(run.seconds()),
-        run.record["layout"],
-    ]
-    cells = [(what, theirs, mine) for (what, theirs), mine in zip(rows, ours, strict=True)]
-    note = "<p class='soft'>The paper's figures are of ILSVRC's 1000 classes; other data give other errors.</p>"
-    return f"<h2>Beside the paper</h2>{table(('', 'paper', 'this run'), cells)}{note}"
+    head = ("", "this run", "paper, 2012 validation", "paper, 2010 test")
+    other = note(f"This run has {run.classes:,} classes: its errors cannot be compared with those of 1,000.") if run.classes != IMAGENET else ""
+    return table(head, rows), other
 
 
-def curves(runs: list[RunLines]) -> str:
-    """Charts of one run, or of several over each other."""
-    several = len(runs) > 1
+def _pair(line: Values, kind: str) -> str:
+    return f"{percent(line, KEYS[f'{kind}1'])[:-2]} / {percent(line, KEYS[f'{kind}5'])}" if line else "–"
 
-    def lines(key: str, of: str, what: str = "") -> list[Line]:
-        found = []
-        for number, run in enumerate(runs):
-            rows = run.train if of == "train" else run.val
-            name = f"{run.name}{', ' + what if what else ''}" if several else what or key
-            found.append(
-                Line(name, [r["step"] if of == "train" else r["epoch"] for r in rows], [r.get(key) for r in rows], COLOURS[number % len(COLOURS)])
-            )
-        return found
 
-    chance = math.log(runs[0].record["shards"]["classes"])
-    errors = lines("val_top1_error_percent", "val", "top-1")
-    if not several:
-        errors += [Line("top-5", line.x, line.y, COLOURS[1]) for line in lines("val_top5_error_percent", "val")]
+def curves(run: RunLines) -> str:
+    """The charts of one run."""
+
+    def words(epoch: float) -> str:
+        step = epoch * run.last_step / run.epoch(run.last_step)
+        return f"epoch {epoch:.4g} · step {step:,.0f} · {time_text(run.seconds(step))}"
+
+    def of_steps(key: str, **more: bool) -> list[Line]:
+        return [Line(key, [run.epoch(line["step"]) for line in run.train], [line.get(key) for line in run.train], **more)]
+
+    happened = _moments(run)
+    chance = Level(math.log(run.classes), f"chance, ln {run.classes:,} = {math.log(run.classes):.2f}")
+    speed = [Level(PAPER_RATE, f"paper, about {PAPER_RATE}")] if max(line.get("images_per_second", 0) for line in run.train) > PAPER_RATE / 2 else []
     found = [
-        chart("Training loss", lines("loss_nats", "train"), "step", "nats", level=(chance, f"chance, {chance:.2f}")),
-        chart("Validation error, centre view", errors, "epoch", "percent"),
-        chart("Learning rate", lines("rate", "train"), "step", "rate"),
-        chart("Throughput", lines("images_per_second", "train"), "step", "images/s"),
-        chart("Waiting for data", lines("data_wait_percent", "train"), "step", "percent of the time", top=None),
+        chart("Training loss", "nats", of_steps("loss_nats", band=True), x_words=words, levels=[chance], moments=happened),
+        _errors(run),
+        chart("Throughput", "images/s", of_steps("images_per_second"), x_words=words, levels=speed, moments=happened[1:]),
+        chart("Waiting for data", "percent of the time", of_steps("data_wait_percent", band=True), x_words=words, moments=happened[1:]),
     ]
-    if not several and runs[0].looks:
-        found.append(_silent(runs[0]))
-    return f"<div class='charts'>{''.join(found)}</div>"
+    if run.looks:
+        found.append(_silent(run))
+    words_of = {"rate": "Dashed: the learning rate falls", "start": "▲ started again", "spike": "▼ the loss leapt"}
+    kinds = [words_of[kind] for kind in words_of if kind in {moment.kind for moment in happened}]
+    return f"<div class='charts'>{''.join(found)}</div>{note('; '.join(kinds) + '.') if kinds else ''}"
+
+
+def _moments(run: RunLines) -> list[Moment]:
+    """The first rate and its drops, later starts, leaps of the loss."""
+    rates = [(0, run.recipe.train.rate), *run.drops()]
+    starts = [one["step"] for one in run.record["starts"][1:]]
+    leaps = [int(one["step"]) for one in leaps_of(run)]
+    found = [Moment(run.epoch(step), f"rate {rate:g}" if step == 0 else f"{rate:g}", "rate") for step, rate in rates]
+    found += [Moment(run.epoch(step), f"started again at step {step:,}", "start") for step in starts]
+    return found + [Moment(run.epoch(step), f"the loss leapt at step {step:,}", "spike") for step in leaps]
+
+
+def _errors(run: RunLines) -> str:
+    epochs, found = [line["epoch"] for line in run.val], []
+    for colour, k in enumerate((1, 5)):
+        found.append(Line(f"top-{k}, centre view", epochs, [line[KEYS[f"centre{k}"]] for line in run.val], colour, dots=len(epochs) <= 40))
+    levels = (
+        [Level(PAPER_2012[f"ten{k}"], f"paper, top-{k}, ten views: {PAPER_2012[f'ten{k}']} %", left=True) for k in (1, 5)]
+        if run.classes == IMAGENET
+        else []
+    )
+    for colour, k in enumerate((1, 5)):
+        if run.final:
+            found.append(Line(f"top-{k}, ten views", [run.epoch(run.last_step)], [run.final[KEYS[f"ten{k}"]]], colour + 2))
+    return chart("Validation error", "percent", found, levels=levels, moments=[one for one in _moments(run)[1:] if one.kind == "rate"])
 
 
 def _silent(run: RunLines) -> str:
     """Share of maps and units that fired on none of a few pictures, by layer, both columns together."""
-    keys = sorted({key for line in run.looks for key in line if key.startswith("silent_percent")})
-    layers = sorted({key.split("_")[2] for key in keys})
-    lines = []
+    layers = sorted({key.split("_")[2] for line in run.looks for key in line if key.startswith("silent_percent")})
+    epochs, lines = [run.epoch(line["step"]) for line in run.looks], []
     for number, layer in enumerate(layers):
-        of_layer = [key for key in keys if key.split("_")[2] == layer]
-        values = [sum(line.get(key, 0.0) for key in of_layer) / len(of_layer) for line in run.looks]
-        lines.append(Line(layer, [line["step"] for line in run.looks], values, COLOURS[number % len(COLOURS)]))
-    return chart("Maps and units that never fire", lines, "step", "percent of a layer")
-
-
-def _curves(run: RunLines) -> str:
-    rows = [(str(r["epoch"]), f"{r['step']:,}", f"{r['val_top1_error_percent']:.2f}", f"{r['val_top5_error_percent']:.2f}") for r in run.val]
-    numbers = f"<details><summary>the errors as numbers</summary>{table(('epoch', 'step', 'top-1 %', 'top-5 %'), rows, (0, 1, 2, 3))}</details>"
-    return f"<h2>Curves</h2>{curves([run])}{numbers if rows else ''}"
-
-
-def _image(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def newest_net(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint's content, or None. Raises InputError."""
-    path = checkpoint.latest(folder / "checkpoints")
-    return checkpoint.load(path) if path is not None else None
-
-
-def _kernels(run: RunLines) -> str:
-    net = newest_net(run.folder)
-    if net is None:
-        return "<h2>First layer</h2><p class='none'>no checkpoint yet</p>"
-    sheet = _image(as_png(kernel_sheet(net["model"]["conv1.weight"])), "png")
-    words = f"kernels of conv1 after step {net['step']:,}, column 0 above column 1, each scaled to its own range (paper, Figure 3)"
-    return f"<h2>First layer</h2><img class='kernels' alt='{words}' src='{sheet}'><p class='soft'>{words}</p>"
-
-
-def _predictions(run: RunLines, shards: str | None) -> str:
-    path = run.folder / "predictions.json"
-    if not path.is_file():
-        return ""
-    split, why = _shards(run, shards)
-    parts = []
-    for one in json.loads(path.read_text("utf-8")):
-        names = run.record["shards"].get("names", [])
-
-        def name(label: int, names: list[str] = names) -> str:
-            return names[label].split(",")[0] if label < len(names) else f"class {label}"
-
-        picture = (
-            f"<img alt='{html.escape(name(one['label']))}' src='{_image(split.read(one['id'])[0].tobytes(), 'jpeg')}'>" if split is not None else ""
-        )
-        guesses = "".join(
-            f"<div class='guess{' right' if g['class'] == one['label'] else ''}'><i style='width:{100 * g['probability']:.1f}%'></i>"
-            f"<span>{html.escape(name(g['class']))} {100 * g['probability']:.0f} %</span></div>"
-            for g in one["best"]
-        )
-        parts.append(f"<div>{picture}<b>{html.escape(name(one['label']))}</b>{guesses}</div>")
-    return f"<h2>Predictions</h2>{f'<p class=none>{html.escape(why)}</p>' if why else ''}<div class='pictures'>{''.join(parts)}</div>"
-
-
-def _shards(run: RunLines, shards: str | None) -> tuple[ShardSet | None, str]:
-    """The validation pictures, or why there are none to show."""
-    try:
-        found = ShardSet(shards or run.record["shards"]["folder"], "val")
-    except (InputError, OSError) as error:
-        return None, f"without pictures: {error}"
-    if found.digest != run.record["shards"]["manifest_sha256"]:
-        return None, "without pictures: the shards are others than the run's"
-    return found, ""
-
-
-def _waits(run: RunLines) -> str:
-    rows = [("waiting for data, of all time", f"{run.mean('data_wait_percent'):.1f} %")]
-    rows += [(f"the loader: {stage}, of its time", f"{run.mean(f'loader_{stage}_percent'):.1f} %") for stage in STAGES]
-    skipped = count_skipped(run.folder)
-    rows.append((f"pictures skipped{f', listed in {SKIPPED}' if skipped else ''}", f"{skipped:,}"))
-    kept = sorted(path.name for path in (run.folder / spikes.FOLDER).glob(f"step-*/{spikes.WHAT}"))
-    found = [path.parent.name for path in (run.folder / spikes.FOLDER).glob(f"step-*/{spikes.WHAT}")]
-    rows.append(("steps whose loss leapt", ", ".join(sorted(found)) if kept else "none"))
-    return f"<h2>Where the time went</h2>{table(('', ''), rows)}"
-
-
-def _made_of(run: RunLines) -> str:
-    machine, data = run.record["machine"], run.record["shards"]
-    newest = checkpoint.latest(run.folder / "checkpoints")
-    digests = checkpoint.load_state(newest, files=False)["files"] if newest is not None else {}
-    rows = [
-        ("layout", run.record["layout"]),
-        ("processor, cores, memory", f"{machine['processor']}, {machine['cores']}, {machine['memory_gib']} GiB"),
-        ("GPUs", ", ".join(machine["gpus"]) or "none"),
-        *((name, version) for name, version in run.record["versions"].items()),
-        ("shards", f"{data['folder']}, SHA-256 of the manifest {data['manifest_sha256']}"),
-        *((f"{newest.name if newest else ''}/{name}", f"SHA-256 {file['sha256']}") for name, file in digests.items()),
-    ]
-    starts = [(one["time"], f"{one['step']:,}", one["layout"]) for one in run.record["starts"]]
-    return f"<h2>Made of</h2>{table(('', ''), rows)}<h2>Starts</h2>{table(('time (UTC)', 'from step', 'layout'), starts)}"
-
-
-def flat(values: dict[str, Any], before: str = "") -> dict[str, str]:
-    """A recipe's keys with dots, and their values as text."""
-    found: dict[str, str] = {}
-    for key, value in values.items():
-        name = f"{before}{key}"
-        found.update(flat(value, f"{name}.") if isinstance(value, dict) else {name: json.dumps(value)})
-    return found
-
-
-def _recipe(run: RunLines) -> str:
-    paper, ours = flat(Recipe().model_dump(mode="json")), flat(run.recipe)
-    rows = [(key, value, paper.get(key, "–")) for key, value in ours.items()]
-    head = ("key", "this run", "paper")
-    return f"<h2>Recipe</h2>{table(head, rows, marked=[value != other for _, value, other in rows])}"
+        shares = [[value for key, value in line.items() if key.startswith(f"silent_percent_{layer}_")] for line in run.looks]
+        lines.append(Line(layer, epochs, [fmean(each) if each else None for each in shares], number))
+    return chart("Maps and units that never fire", "percent of a layer", lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write the report of a run.")
     parser.add_argument("--run", type=Path, required=True, help="folder that model.train wrote")
     parser.add_argument("--shards", help="what it was trained on, for the predictions' pictures (default: where they were)")
+    parser.add_argument("--local", type=Path, help="of a URL: folder that shards are fetched into (default: ~/.cache/alexnet-shards)")
     given = parser.parse_args(arguments)
     with one_line_errors():
-        print(write_report(given.run, given.shards))
+        print(write_report(given.run, given.shards, given.local))
     return 0
 
 

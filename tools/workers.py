@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import multiprocessing
 import os
@@ -177,10 +178,14 @@ def dask_workers(address: str) -> Iterator[Workers]:
         raise InputError("--dask needs Dask: run: pip install 'alexnet-imagenet[dask]', here and on the workers, at the same version") from None
     for name in ("distributed.client", "distributed.core", "tornado.application", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # of a lost scheduler their tracebacks say no more than our one line
+    client, why = None, ""
     try:
         client = Client(address, timeout=PATIENCE)
     except (OSError, ValueError, TypeError, TimeoutError) as error:
-        raise InputError(f"no Dask scheduler answers at {address} ({error}); start one with: dask scheduler") from None
+        why = str(error)
+    if client is None:
+        gc.collect()  # what was half made is tied in circles: collected on the thread of a later client, it waits for that one's lock
+        raise InputError(f"no Dask scheduler answers at {address} ({why}); start one with: dask scheduler")
 
     def agree(call: Callable[[], object]) -> None:
         here = call()

@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(DALI)
 
-.PHONY: install demo test soak peers peers-shards bench-exchange bench-loader bench-decode bench-memory bench-shards clean
+.PHONY: install demo test soak peers peers-shards bench-exchange bench-loader bench-decode bench-memory bench-shards bench-step bench-growth bench-curve bench-gpu clean
 
 install: $(INSTALLED)
 
@@ -51,6 +51,20 @@ peers-shards:
 
 bench-shards: $(INSTALLED)
 	$(BIN)/python tools/bench_shards.py --pictures $(or $(PICTURES),$(error give PICTURES=, a tar or folder of real JPEGs))
+
+bench-step: $(INSTALLED)
+	$(BIN)/python tools/bench_step.py
+
+bench-growth: $(INSTALLED)
+	$(BIN)/python tools/bench_growth.py
+
+# TINY: tiny-20.tar, or another tar of train/CLASS and val/CLASS.
+bench-curve: $(INSTALLED)
+	$(BIN)/python tools/bench_curve.py --tiny $(or $(TINY),$(error give TINY=, a tar of small pictures in train/CLASS and val/CLASS))
+
+# On a GPU machine, whose own Python does where there is no .venv. PICTURES: a few hundred real JPEGs, for the shards.
+bench-gpu:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m tools.bench_all --bench $(BENCH) $(if $(PICTURES),--pictures $(PICTURES))
 
 bench-exchange: $(INSTALLED)
 	$(BIN)/python -m model.bench_exchange

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +14,20 @@ from torch.distributed.tensor import Placement, Replicate, Shard
 from torch.nn.utils import skip_init
 
 from model.columns import Columns
+from model.convolve import blocks_weight, to_blocks, two_columns
 from model.design import Design
 from model.hybrid import Hybrid, is_split
 from model.lrn import lrn, within_map_norm
+from model.lrn_pool import relu_lrn_pool, relu_lrn_pool_plain
+from model.ways import Ways
 
 DROPPED = ("fc6", "fc7")  # layers with dropout
+
+
+class Masks(Protocol):
+    """Dropout masks of a step; see MaskDraw.mask."""
+
+    def mask(self, layer: int, features: int, rows: int, own: slice, keep: float, like: torch.Tensor) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -40,17 +51,18 @@ class MaskDraw:
 
 
 class AlexNet(nn.Module):
-    """(n, 3, input, input) pictures, grey levels with the mean subtracted -> (n, classes) logits.
+    """(n, 3, input, input) pictures, grey levels with the mean subtracted, or their convolve.to_blocks -> (n, classes) logits.
 
     `AlexNet(num_classes)` is the paper's net (sections 3 and 5) on one device, initialised as the paper says. With one of
     two columns, every layer has that column's half of the outputs (first dimension); as a rank of the hybrid, the fully
     connected layers have this rank's part, and its n pictures give the logits of all ranks' pictures. `state_dict` names are
     the same: conv1 ... conv5, fc6, fc7, fc8, each .weight then .bias. The initial weights of a part are cut from those of the
-    whole net with the same seed.
+    whole net with the same seed. `ways` says how it computes all this, and may be changed at any time.
     """
 
     def __init__(self, num_classes: int = 1000, design: Design | None = None, columns: Columns | Hybrid | None = None, seed: int = 0) -> None:
         super().__init__()
+        self.ways = Ways()
         self.design, self.columns, self.num_classes = design or Design(), columns or Columns(), num_classes
         d, groups = self.design, self.columns.held
         c1, c2, c3, c4, c5, h6, h7, h8 = (self._own(layer, shape[0]) for layer, shape in d.shapes(num_classes).items())
@@ -79,19 +91,38 @@ class AlexNet(nn.Module):
             module.weight.copy_(whole[self.columns.rows(layer, shape[0])])
             module.bias.fill_(self.design.bias[i])
 
-    def forward(self, images: torch.Tensor, masks: MaskDraw | None = None) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, masks: Masks | None = None) -> torch.Tensor:
         """masks: this step's dropout in training; without it torch's own random state is used, which one device may."""
-        column, before, after = self.columns, *self.design.conv1_padding
-        x = F.pad(images, (before, after, before, after)) if before or after else images
-        x = self._normalised_pool("conv1", self.conv1(x))
-        x = self._normalised_pool("conv2", self.conv2(x))
+        kind = images.device.type
+        with torch.autocast(kind, torch.bfloat16) if self.ways.half else nullcontext():
+            return self._layers(images, masks)
+
+    def _layers(self, images: torch.Tensor, masks: Masks | None) -> torch.Tensor:
+        column = self.columns
+        x = self._normalised_pool("conv1", self._conv1(images))
+        x = self._normalised_pool("conv2", self._two_columns("conv2", x))
         x = self._fire("conv3", column.read("conv3", self.conv3, x))
-        x = self._fire("conv4", self.conv4(x))
-        x = self._pool("conv5", self.conv5(x))
+        x = self._fire("conv4", self._two_columns("conv4", x))
+        x = self._pool("conv5", self._two_columns("conv5", x))
         x = self._drop("fc6", self._fire("fc6", column.read("fc6", self.fc6, x.flatten(1))), masks)
         x = self._drop("fc7", self._fire("fc7", column.read("fc7", self.fc7, x)), masks)
         x = column.read("fc8", self.fc8, x)
         return column.gather_logits(x, self.num_classes)
+
+    def _conv1(self, images: torch.Tensor) -> torch.Tensor:
+        padding, conv1 = self.design.conv1_padding, self.conv1
+        if images.shape[1] == 3 and self.ways.blocks:
+            images = to_blocks(images, padding)
+        if images.shape[1] != 3:
+            return F.conv2d(images, blocks_weight(conv1.weight), conv1.bias)
+        before, after = padding
+        out: torch.Tensor = conv1(F.pad(images, (before, after, before, after)) if before or after else images)
+        return out
+
+    def _two_columns(self, layer: str, x: torch.Tensor) -> torch.Tensor:
+        conv, form = getattr(self, layer), self.ways.forms.get(layer, "grouped")
+        out: torch.Tensor = conv(x) if form == "grouped" or conv.groups == 1 else two_columns(x, conv.weight, conv.bias, conv.padding[0], form)
+        return out
 
     def _fire(self, layer: str, x: torch.Tensor) -> torch.Tensor:
         """ReLU; whoever looks at the net is shown what comes out."""
@@ -103,10 +134,13 @@ class AlexNet(nn.Module):
     def _normalised_pool(self, layer: str, x: torch.Tensor) -> torch.Tensor:
         """ReLU, LRN, max-pool; the 2012 program has conv1's ReLU last, and a second normalisation in conv2."""
         late = layer in self.design.relu_after_pool
-        x = self._lrn(x if late else self._fire(layer, x))
+        settings: dict[str, Any] = {"columns": self.columns.held, **self.design.lrn.printed()}
         if layer == "conv2" and self.design.within_map_norm:
-            x = within_map_norm(x)
-        x = F.max_pool2d(x, 3, 2)
+            x = F.max_pool2d(within_map_norm(lrn(x if late else self._fire(layer, x), **settings)), 3, 2)
+        else:
+            if self.look is not None and not late:
+                self._fire(layer, x)
+            x = (relu_lrn_pool if self.ways.fused else relu_lrn_pool_plain)(x, relu=not late, **settings)
         return self._fire(layer, x) if late else x
 
     def _pool(self, layer: str, x: torch.Tensor) -> torch.Tensor:
@@ -114,12 +148,7 @@ class AlexNet(nn.Module):
             return self._fire(layer, F.max_pool2d(x, 3, 2))
         return F.max_pool2d(self._fire(layer, x), 3, 2)
 
-    def _lrn(self, x: torch.Tensor) -> torch.Tensor:
-        s = self.design.lrn
-        alpha = s.alpha / s.n if s.divide_by_n else s.alpha
-        return lrn(x, columns=self.columns.held, k=s.k, n=s.n, alpha=alpha, beta=s.beta)
-
-    def _drop(self, layer: str, x: torch.Tensor, masks: MaskDraw | None) -> torch.Tensor:
+    def _drop(self, layer: str, x: torch.Tensor, masks: Masks | None) -> torch.Tensor:
         """Dropout on the outputs of fc6 and fc7; kept outputs are scaled up now instead of all scaled down in testing."""
         if not self.training or self.design.dropout == 0:
             return x
@@ -152,6 +181,7 @@ def whole_net(net: AlexNet) -> AlexNet:
     like = net.conv1.weight
     whole = AlexNet(net.num_classes, net.design).to(like.device, like.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     whole.load_state_dict(whole_state(net))
+    whole.ways = net.ways
     return whole
 
 

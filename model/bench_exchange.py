@@ -27,9 +27,9 @@ from model.alexnet import AlexNet, MaskDraw
 from model.columns import Columns
 from model.launch import launch, under_launcher
 from model.layout import Layout, choose, join
-from model.loop import train_step
 from model.memory import keep_freed_memory
 from model.sgd import PaperSGD
+from model.step import PlainStep
 from pipeline import atomic_file, one_line_errors
 
 WARM_UP = 2  # steps of each way
@@ -39,7 +39,7 @@ def step_seconds(net: AlexNet, optimiser: PaperSGD, images: torch.Tensor, labels
     """One step on both ranks, from when both are ready until this one has its new weights."""
     _meet(images.device)
     began = time.perf_counter()
-    train_step(net, optimiser, images, labels, MaskDraw(0, step, len(images)))
+    PlainStep(net, optimiser)(images, labels, MaskDraw(0, step, len(images)))
     _meet(images.device)
     return time.perf_counter() - began
 

@@ -22,11 +22,11 @@ import torch
 from model.alexnet import AlexNet, MaskDraw
 from model.checkpoint import VELOCITY
 from model.layout import choose
-from model.loop import train_step
 from model.memory import keep_freed_memory
 from model.record import machine, versions
 from model.saving import Saver
 from model.sgd import PaperSGD
+from model.step import PlainStep
 from pipeline import atomic_file, one_line_errors
 
 EVERY = 500  # steps between checkpoints, the default of model.train
@@ -46,12 +46,12 @@ def measure(device: torch.device, batch: int, saves: int) -> dict[str, Any]:
     net = AlexNet().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = PaperSGD(net.parameters())
     images, labels = torch.randn(batch, 3, 227, 227, device=device) * 60, torch.randint(0, 1000, (batch,), device=device)
-    number = 0
+    take, number = PlainStep(net, optimiser), 0
 
     def step() -> float:
         nonlocal number
         began, number = time.perf_counter(), number + 1
-        float(train_step(net, optimiser, images, labels, MaskDraw(0, number, batch)))
+        float(take(images, labels, MaskDraw(0, number, batch)))
         return time.perf_counter() - began
 
     [step() for _ in range(3)]

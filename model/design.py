@@ -26,6 +26,10 @@ class Lrn(BaseModel):
             raise ValueError(f"n must be odd, so that the window has a middle, not {self.n}")
         return self
 
+    def printed(self) -> dict[str, float]:
+        """k, n, alpha and beta of the formula as printed, in which alpha is not divided."""
+        return {"k": self.k, "n": self.n, "alpha": self.alpha / self.n if self.divide_by_n else self.alpha, "beta": self.beta}
+
 
 class Design(BaseModel):
     """Sizes are totals over both columns; lists of eight go by layer: conv1 ... conv5, fc6, fc7, fc8.
@@ -83,6 +87,13 @@ class Design(BaseModel):
             "fc7": (h7, h6),
             "fc8": (classes, h7),
         }
+
+    def two_column_shapes(self, pictures: int) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], int]]:
+        """Of each convolution that reads its own column only: shape of its input, of its weights, padding."""
+        _, side2, side3, _ = self.sides()
+        m, shapes = self.maps, self.shapes(2)
+        inputs = {"conv2": (m[0], side2, 2), "conv4": (m[2], side3, 1), "conv5": (m[3], side3, 1)}
+        return {layer: ((pictures, maps, side, side), shapes[layer], padding) for layer, (maps, side, padding) in inputs.items()}
 
     def multiply_adds(self, classes: int) -> dict[str, int]:
         """Forward multiply-adds of one picture, by layer."""

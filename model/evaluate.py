@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from model.pictures import Source, validation_loader
 from model.rank import on_rank
 from model.recipe import Recipe, change_recipe, check_recipe
 from model.stop import Stopped, StopRequest
+from model.ways import Ways, is_half
 from pipeline import Batch, ImageLoader, InputError, LoadingGivenUp, atomic_file, one_line_errors
 
 FIGURE_4 = 8  # pictures whose five best labels are kept
@@ -56,18 +57,76 @@ class Result:
         )
 
 
+class Tally:
+    """Counts of one rank's batches, on its device; result() adds up those of all ranks."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout, self._kept = layout, Result()
+        self._counts = torch.zeros(3, dtype=torch.int64, device=layout.device)  # images, wrong top-1, wrong top-5
+
+    def add(self, batch: Batch, probabilities: torch.Tensor) -> None:
+        """probabilities: (n, classes), on the device of the batch."""
+        best = probabilities.topk(min(5, probabilities.shape[1]), dim=1)
+        right, counted = best.indices == batch.labels[:, None], batch.labels >= 0  # a skipped sample's label is -1
+        self._counts += torch.stack((counted.sum(), (counted & ~right[:, 0]).sum(), (counted & ~right.any(dim=1)).sum()))
+        _keep_some(self._kept, batch, best)
+
+    def result(self) -> Result:
+        """Every rank must call it. Raises InputError where not one picture was counted."""
+        if self._layout.data_group is not None:
+            dist.all_reduce(self._counts, group=self._layout.data_group)
+        result = self._kept
+        result.images, result.wrong_top1, result.wrong_top5 = self._counts.tolist()
+        if not result.images:
+            raise InputError("not one picture of these shards can be used; check them: python tools/check_shards.py")
+        return result
+
+
+class Average:
+    """The softmax outputs of several nets, each run over the same batches, summed picture by picture (paper, section 6)."""
+
+    def __init__(self) -> None:
+        self.nets, self._sums, self._batches, self._place = 0, list[torch.Tensor](), list[Batch](), 0
+
+    def begin(self) -> None:
+        """The next net starts at the first batch."""
+        self.nets, self._place = self.nets + 1, 0
+
+    def add(self, batch: Batch, probabilities: torch.Tensor) -> None:
+        """Kept in the machine's memory: 4 bytes a picture and class."""
+        if self.nets == 1:
+            self._sums.append(probabilities.cpu())
+            self._batches.append(replace(batch, images=batch.images[:0]))
+        else:
+            assert torch.equal(batch.labels, self._batches[self._place].labels), "the nets are shown the same pictures in the same order"
+            self._sums[self._place] += probabilities.cpu()
+        self._place += 1
+
+    def result(self, layout: Layout) -> Result:
+        tally = Tally(layout)
+        for batch, total in zip(self._batches, self._sums, strict=True):
+            tally.add(batch, (total / self.nets).to(batch.labels.device))
+        return tally.result()
+
+
 @torch.no_grad()
 def evaluate(
-    net: torch.nn.Module, loader: ImageLoader, layout: Layout, stop: StopRequest | None = None, at: Callable[[str], None] = lambda stage: None
+    net: torch.nn.Module,
+    loader: ImageLoader,
+    layout: Layout,
+    stop: StopRequest | None = None,
+    at: Callable[[str], None] = lambda stage: None,
+    average: Average | None = None,
 ) -> Result:
     """Run the whole split that `loader` stands at the start of; every rank returns the counts of all.
 
     With ten views the ten softmax outputs are averaged (paper, section 4.1). Raises Stopped after a batch in which `stop`
-    was asked for. at: told of each batch.
+    was asked for. at: told of each batch. average: what comes out goes into it too.
     """
     net.eval()
-    counts = torch.zeros(3, dtype=torch.int64, device=layout.device)  # images, wrong top-1, wrong top-5
-    result = Result()
+    tally = Tally(layout)
+    if average is not None:
+        average.begin()
     shown = layout.first and sys.stderr.isatty()
     for batch in tqdm(_until_given_up(loader, stop), "validation", len(loader), leave=False, unit=" batches", disable=not shown):
         at("evaluating")
@@ -76,16 +135,11 @@ def evaluate(
             raise Stopped(number)
         if len(batch.ids) == 0:
             continue
-        probabilities = _probabilities(net, batch.images, layout)
-        best = probabilities.topk(min(5, probabilities.shape[1]), dim=1)
-        right, counted = best.indices == batch.labels[:, None], batch.labels >= 0  # a skipped sample's label is -1
-        counts += torch.stack((counted.sum(), (counted & ~right[:, 0]).sum(), (counted & ~right.any(dim=1)).sum()))
-        _keep_some(result, batch, best)
-    if layout.data_group is not None:
-        dist.all_reduce(counts, group=layout.data_group)
-    result.images, result.wrong_top1, result.wrong_top5 = counts.tolist()
-    if not result.images:
-        raise InputError(f"no validation picture of {loader.shards.folder} can be used; check them: python tools/check_shards.py")
+        probabilities = _probabilities(net, batch.images)
+        tally.add(batch, probabilities)
+        if average is not None:
+            average.add(batch, probabilities)
+    result = tally.result()
     net.train()
     return result
 
@@ -98,17 +152,11 @@ def _until_given_up(loader: ImageLoader, stop: StopRequest | None) -> Iterator[B
         raise Stopped(stop.noted() if stop is not None else 0) from None
 
 
-def _probabilities(net: torch.nn.Module, images: torch.Tensor, layout: Layout) -> torch.Tensor:
+def _probabilities(net: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     """(n, classes) softmax outputs; images (n, 3, s, s), or (n, views, 3, s, s) whose outputs are averaged."""
     views = images.reshape(-1, *images.shape[-3:]).contiguous(memory_format=torch.channels_last)
-    with autocast(layout.device):
-        logits = net(views)
+    logits = net(views)
     return logits.float().softmax(dim=1).reshape(len(images), -1, logits.shape[1]).mean(dim=1)
-
-
-def autocast(device: torch.device) -> Any:
-    """bf16 on GPUs, full precision on CPUs."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def _keep_some(result: Result, batch: Batch, best: Any) -> None:
@@ -136,8 +184,9 @@ def load_net(path: Path) -> tuple[AlexNet, Recipe, dict[str, Any]]:
 
 
 def _read_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Top-1 and top-5 error of a checkpoint on the validation or test shards.")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="of a run: runs/RUN/checkpoints/best, latest, or a step's")
+    parser = argparse.ArgumentParser(description="Top-1 and top-5 error of a checkpoint, or of several and of their average.")
+    what = "of runs: runs/RUN/checkpoints/best, latest, or a step's; of several the softmax outputs are averaged too"
+    parser.add_argument("--checkpoint", type=Path, required=True, nargs="+", metavar="CHECKPOINT", help=what)
     parser.add_argument("--shards", default="shards", help="folder made by make_shards (default: shards/)")
     parser.add_argument("--views", type=int, choices=(1, 10), default=10, help="centre view, or the paper's ten (default: 10)")
     parser.add_argument("--split", choices=("val", "test"), default="val", help="test: the paper's figures of ILSVRC2010 (default: val)")
@@ -151,28 +200,45 @@ def _read_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _evaluate(given: argparse.Namespace, layout: Layout) -> int:
-    """One rank's part; every rank holds the whole net."""
-    net, recipe, content = load_net(given.checkpoint)
+    """One rank's part; every rank holds the whole nets, one after the other."""
     cores = max(1, len(os.sched_getaffinity(0)) // layout.local_world)
+    if layout.device.type == "cpu":
+        torch.set_num_threads(cores)
+    keep_freed_memory(layout.device)
+    average = Average() if len(given.checkpoint) > 1 else None
     source = Source(given.shards, cores, given.on_bad_sample, given.local, given.local_gb)
+    for path in given.checkpoint:
+        _evaluate_one(given, layout, source, path, average)
+    if average is not None:
+        result = average.result(layout)
+        if layout.first:
+            print(f"average of the {average.nets} nets, {_views(given.views)}: {result}")
+    return 0
+
+
+def _evaluate_one(given: argparse.Namespace, layout: Layout, source: Source, path: Path, average: Average | None) -> None:
+    net, recipe, content = load_net(path)
     recipe = change_recipe(recipe, ["data.decoder=dali"])  # the same pixels, and no library that this machine may not have
+    if average is not None and given.batch is None:
+        given.batch = max(layout.world, recipe.train.batch // (1 if given.views == 1 else 4))  # one for all: ranks share a split by the batch
     loader = validation_loader(source, recipe, layout, given.views, given.batch, given.split)
     if not len(loader.shards):
         raise InputError(f"{given.shards} has no pictures in its {given.split} split; make shards from a source that has some")
     if given.split == "test" and loader.shards.read(0)[1] < 0:
         raise InputError(f"the test pictures of {given.shards} have no labels (ILSVRC2012's were never published); evaluate with --split val")
     if [entry.wnid for entry in loader.shards.manifest.classes] != content["wnids"]:
-        raise InputError(f"{given.shards} has other classes than {given.checkpoint} was trained on; give the shards of its training")
-    if layout.device.type == "cpu":
-        torch.set_num_threads(cores)
-    keep_freed_memory(layout.device)
+        raise InputError(f"{given.shards} has other classes than {path} was trained on; give the shards of its training")
+    net.ways = Ways(is_half(recipe.train.precision, layout.device), fused=recipe.train.step == "fast")
     net.to(layout.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    result = evaluate(net, loader, layout)
+    result = evaluate(net, loader, layout, average=average)
     if layout.first:
-        print(f"{given.checkpoint}, {given.views} view{'s' * (given.views > 1)}: {result}")
+        print(f"{path}, {_views(given.views)}: {result}")
     for one in loader.skipped:
         print(f"not counted: {one.shard}, sample {one.key} at offset {one.offset}: {one.reason}")
-    return 0
+
+
+def _views(views: int) -> str:
+    return f"{views} view{'s' * (views > 1)}"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,42 +5,19 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 
 from model import activations, spikes
 from model.alexnet import AlexNet, MaskDraw, gather_parameter, whole_net
-from model.evaluate import autocast, evaluate, write_predictions
+from model.evaluate import evaluate, write_predictions
 from model.kernels import as_png, kernel_sheet
 from model.loss import refuse_not_finite, stuck_warning
 from model.pictures import SKIPPED, augmentation, count_skipped, list_skipped, validation_loader
 from model.run import Run, Window, save_run, settle_save
-from model.sgd import PaperSGD
 from model.stop import Stopped
 from pipeline import STAGES, Batch, ImageLoader, InputError, LoadingGivenUp, atomic_file
-
-
-def train_step(
-    model: torch.nn.Module,
-    optimiser: PaperSGD,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    masks: MaskDraw,
-    stage: Callable[[str], AbstractContextManager[object]] = nullcontext,
-) -> torch.Tensor:
-    """One step of the paper's SGD; the loss (nats, mean over this replica's pictures) stays on the device. stage: see Timeline."""
-    optimiser.zero_grad(set_to_none=True)
-    with stage("forward"), autocast(images.device):
-        loss = F.cross_entropy(model(images.contiguous(memory_format=torch.channels_last), masks), labels)
-    with stage("backward"):
-        loss.backward()
-    with stage("optimiser"):
-        optimiser.step()
-    return loss.detach()
 
 
 def train(run: Run) -> int:
@@ -123,13 +100,14 @@ def one_step(run: Run, batch: Batch) -> None:
     layout, rows = run.layout, len(batch.labels)
     masks = MaskDraw(run.recipe.train.seed, run.step, rows * layout.data_count, rows * layout.data_index)
     labels = layout.whole_batch_labels(batch.labels)
-    run.window.losses.append(train_step(run.model, run.optimiser, batch.images, labels, masks, run.timeline.stage))
+    run.window.losses.append(run.take_step(batch.images, labels, masks, run.timeline.stage))
     run.step += 1
 
 
 def _log(run: Run, epoch: int) -> None:
     """Read the losses since the last line (the only wait for the device), and write them with rates and waits."""
     window, count = run.window, len(run.window.losses)
+    run.take_step.settle()
     losses = torch.stack(window.losses)
     if run.layout.data_group is not None:
         dist.all_reduce(losses, group=run.layout.data_group)
@@ -165,8 +143,7 @@ def _trace(run: Run, last: bool) -> None:
 
 def _look(run: Run, batch: Batch) -> None:
     """What layers and columns do on a few pictures, and the first layer's kernels, for those who watch; no bit of the training changes."""
-    with autocast(batch.images.device):
-        histograms = activations.measure(_whole(run), batch.images, run.layout)
+    histograms = activations.measure(_whole(run), batch.images, run.layout)
     kernels = gather_parameter(run.net, "conv1.weight", run.net.conv1.weight.detach())
     if not run.layout.first:
         return

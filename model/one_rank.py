@@ -21,6 +21,7 @@ from model.record import write_record
 from model.report import write_report
 from model.run import Run, Start, build_run
 from model.watch import Watch
+from model.ways import half_warning
 from pipeline import InputError
 
 
@@ -64,7 +65,7 @@ def _train(run: Run, shards: str, start: Start) -> int:
     say, layout = run.metrics.say, run.layout
     pictures = f"{len(run.train.shards):,} training pictures, {run.net.num_classes} classes, batch {run.recipe.train.batch}"
     say(f"{run.folder}: {layout.describe()}; {pictures}")
-    for note in (*run.train.notes, peer_warning(layout)):
+    for note in (*run.train.notes, peer_warning(layout), half_warning(run.net.ways.half, layout.device)):
         if note:
             say(note)
     if layout.first:

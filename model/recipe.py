@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from model.design import Design
+from model.ways import Precision
 from pipeline import InputError
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -43,7 +44,9 @@ class Data(BaseModel):
 class Training(BaseModel):
     """How it is trained. batch: pictures a step over all devices; rate: of the first epoch; log_every: steps a log line.
 
-    deterministic: the same bits each time also on GPUs, where that costs speed; on CPUs they are the same anyway.
+    deterministic: the same bits each time also on GPUs, where that costs speed; on CPUs they are the same anyway. precision: what
+    layers compute in, auto: bfloat16 on GPUs and float32 on CPUs; weights are kept in float32 either way. step: fast, or plain: PyTorch's
+    own operators one behind the other, to compare with.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -65,6 +68,8 @@ class Training(BaseModel):
     conv1_freeze_epoch: int | None = Field(default=None, ge=0)
     log_every: int = Field(default=20, ge=1)
     deterministic: bool = False
+    precision: Precision = "auto"
+    step: Literal["fast", "plain"] = "fast"
 
     @model_validator(mode="after")
     def _schedule_keys(self) -> Training:

@@ -23,7 +23,6 @@ from tqdm import tqdm
 from model import checkpoint, spikes
 from model.alexnet import MaskDraw
 from model.deterministic import set_deterministic
-from model.evaluate import autocast
 from model.layout import Layout, choose
 from model.loop import enter_epoch, one_step
 from model.memory import keep_freed_memory
@@ -81,10 +80,10 @@ def _go_to(run: Run, step: int) -> Batch:
 def _repeat(run: Run, batch: Batch, step: int) -> dict[str, Any]:
     """The step itself: its loss, its pictures' losses, and size of gradient, weight and update by parameter."""
     labels, masks = batch.labels, MaskDraw(run.recipe.train.seed, run.step, len(batch.labels))
-    with autocast(run.layout.device):
-        logits = run.net(batch.images.contiguous(memory_format=torch.channels_last), masks)
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        loss = F.cross_entropy(logits, labels)
+    run.take_step.settle()
+    run.optimiser.halves = {}  # the net itself, whose casts are the copies' values
+    logits = run.net(batch.images.contiguous(memory_format=torch.channels_last), masks).float()
+    losses, loss = F.cross_entropy(logits, labels, reduction="none"), F.cross_entropy(logits, labels)
     run.optimiser.zero_grad(set_to_none=True)
     loss.backward()
     before = {name: value.detach().clone() for name, value in run.net.named_parameters()}

@@ -22,6 +22,7 @@ from model.saving import Saver, as_part
 from model.schedule import Schedule
 from model.sgd import PaperSGD
 from model.spikes import Usual
+from model.step import PlainStep, Step, make_step, ways_for
 from model.stop import StopRequest
 from model.timeline import Timeline
 from model.watch import Watch
@@ -38,6 +39,7 @@ class Run:
     net: AlexNet
     model: torch.nn.Module  # the net, or the net in its data-parallel wrapping
     optimiser: PaperSGD
+    take_step: Step
     schedule: Schedule
     train: ImageLoader
     val: ImageLoader | None
@@ -108,6 +110,7 @@ def save_run(run: Run, best: bool = False, wait: bool = False) -> None:
     What kept an earlier save from ending well is said, and training goes on: the last good checkpoint is still there.
     """
     run.at("saving")
+    run.take_step.settle()
     _say_failed(run, run.saver.begin(run.step, _tensors(run, packed=True), _state(run), best))
     if wait:
         failed = run.saver.settle()
@@ -193,7 +196,9 @@ def build_run(folder: Path, recipe: Recipe, layout: Layout, source: Source, star
         raise InputError(f"{source.shards} has no validation pictures, which schedule: plateau goes by; use --set train.schedule=fixed")
     net = AlexNet(len(manifest.classes), recipe.model, layout.columns, seed=recipe.train.seed)
     net.to(layout.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = PaperSGD(_parameter_groups(net, recipe), recipe.train.rate, recipe.train.momentum)
+    net.ways = ways_for(net, recipe, layout)
+    optimiser = PaperSGD(_parameter_groups(net, recipe), recipe.train.rate, recipe.train.momentum, fused=recipe.train.step == "fast")
+    model = parallel(net, layout)
     val, stop = validation_loader(source, recipe, layout, 1) if has_val else None, StopRequest(layout.control_group)
     if layout.world == 1:  # more ranks agree on the step that they stop after, and so must wait for its batch
         for one in (loader, val) if val is not None else (loader,):
@@ -203,8 +208,9 @@ def build_run(folder: Path, recipe: Recipe, layout: Layout, source: Source, star
         recipe=recipe,
         layout=layout,
         net=net,
-        model=parallel(net, layout),
+        model=model,
         optimiser=optimiser,
+        take_step=PlainStep(model, optimiser),
         schedule=Schedule(recipe.train),
         train=loader,
         val=val,
@@ -217,6 +223,7 @@ def build_run(folder: Path, recipe: Recipe, layout: Layout, source: Source, star
         saver=Saver(folder / "checkpoints", layout.saving_group, layout.first, layout.device),
     )
     _set(run, start)
+    run.take_step = make_step(net, model, optimiser, recipe, layout, graph=not profile)  # may copy the weights, so not before they are set
     if layout.first:
         (folder / "kernels").mkdir(parents=True, exist_ok=True)
     return run

@@ -20,8 +20,8 @@ from model.columns import Columns
 from model.design import Design
 from model.hybrid import Hybrid, parallel
 from model.layout import Layout
-from model.loop import train_step
 from model.sgd import PaperSGD
+from model.step import PlainStep
 
 DESIGN = Design(maps=(4, 8, 12, 12, 8), hidden=(16, 12), input=67, init_std=(0.02, *[0.1] * 7))
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
@@ -45,7 +45,7 @@ def trained(layout: Layout, look: bool) -> list[torch.Tensor]:
     images = pictures(12)[rows * layout.data_index : rows * (layout.data_index + 1)]
     labels = layout.whole_batch_labels(torch.arange(rows) % 5)
     for step in range(3):
-        train_step(model, optimiser, images, labels, MaskDraw(0, step, 12, rows * layout.data_index))
+        PlainStep(model, optimiser)(images, labels, MaskDraw(0, step, 12, rows * layout.data_index))
         if look:
             measure(whole_net(net) if layout.hybrid else net, images, layout)
     return [parameter.detach() for parameter in net.parameters()]

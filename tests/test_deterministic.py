@@ -14,9 +14,9 @@ from model.activations import measure
 from model.alexnet import AlexNet, MaskDraw
 from model.deterministic import CUBLAS, no_deterministic_form, set_deterministic
 from model.layout import Layout
-from model.loop import train_step
 from model.recipe import read_recipe
 from model.sgd import PaperSGD
+from model.step import PlainStep
 from pipeline import InputError
 
 GPU = torch.device("cuda")  # its flags can be set without it
@@ -82,7 +82,7 @@ def test_training_and_looking_call_nothing_that_is_refused(recipe: str) -> None:
     net = AlexNet(4, read_recipe(recipe, small).model)
     images = torch.randn(4, 3, 99, 99)
     with Called() as called:
-        train_step(net, PaperSGD(net.parameters()), images, torch.arange(4), MaskDraw(0, 0, 4))
+        PlainStep(net, PaperSGD(net.parameters()))(images, torch.arange(4), MaskDraw(0, 0, 4))
         measure(net, images, Layout())
     assert {"convolution_backward", "max_pool2d_with_indices_backward", "nll_loss_backward", "bincount"} <= called.names
     assert [name for name in called.names if name.startswith(REFUSED)] == []

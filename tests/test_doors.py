@@ -21,7 +21,16 @@ NETWORK = {
     "launch",
     "exchange",
     "hybrid",
+    "convolve",
+    "ways",
+    "lrn_pool",
+    "lrn_pool_cpu",
+    "lrn_pool_kernel",
+    "sgd_cpu",
+    "sgd_kernel",
+    "graphed",
 }  # know nothing of pictures or shards
+MEASURE_THE_MODEL = ("bench_step", "bench_endtoend", "bench_growth", "bench_curve", "roofline")  # benchmarks of it, and their parts
 
 
 def imports(path: Path) -> list[tuple[str, list[str]]]:
@@ -56,7 +65,8 @@ def test_model_uses_only_the_public_face_of_pipeline(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "tools").glob("*.py")), ids=lambda path: path.name)
 def test_tools_do_not_import_the_model(path: Path) -> None:
     for module, _ in imports(path):
-        assert module.split(".")[0] != "model", f"{path} imports {module}"
+        if not path.stem.startswith(MEASURE_THE_MODEL):
+            assert module.split(".")[0] != "model", f"{path} imports {module}"
 
 
 def test_every_public_name_is_there() -> None:

@@ -22,8 +22,8 @@ from model.columns import Columns
 from model.design import Design, Lrn
 from model.hybrid import Hybrid, parallel
 from model.layout import Layout, choose, join, suited, take_place
-from model.loop import train_step
 from model.sgd import PaperSGD
+from model.step import PlainStep
 from model.traffic import traffic
 from pipeline import InputError
 
@@ -69,7 +69,7 @@ def curve(net: AlexNet, layout: Layout, batch: int, steps: int = STEPS) -> tuple
         images, labels = pictures(step, batch)
         masks = MaskDraw(seed=4, step=step, batch=batch, first_row=own.start)
         with sent if step == steps - 1 else nullcontext():
-            loss = train_step(model, optimiser, images[own].to(net.conv1.weight.dtype), layout.whole_batch_labels(labels[own]), masks)
+            loss = PlainStep(model, optimiser)(images[own].to(net.conv1.weight.dtype), layout.whole_batch_labels(labels[own]), masks)
         if step == 0:
             gradients = {name: gather_parameter(net, name, p.grad) for name, p in net.named_parameters() if p.grad is not None}
         if layout.data_group is not None:

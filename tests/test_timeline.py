@@ -17,9 +17,9 @@ from model.columns import Columns
 from model.design import Design
 from model.hybrid import parallel
 from model.layout import Layout
-from model.loop import train_step
 from model.sgd import PaperSGD
 from model.spans import ROWS, STAGES, Span, covered, read_spans, summary
+from model.step import PlainStep
 from model.timeline import WARM_UP, Timeline
 from pipeline import InputError
 
@@ -35,7 +35,7 @@ def steps(timeline: Timeline, layout: Layout, count: int) -> torch.Tensor:
         with timeline.stage("waiting for data"):
             images, labels = torch.randn(4, 3, 67, 67, generator=torch.Generator().manual_seed(step)), torch.arange(4)
         work = dist.all_reduce(word, async_op=True) if dist.is_initialized() else None
-        train_step(model, optimiser, images, labels, MaskDraw(0, step, 4 * layout.data_count), timeline.stage)
+        PlainStep(model, optimiser)(images, labels, MaskDraw(0, step, 4 * layout.data_count), timeline.stage)
         if work is not None:
             work.wait()
         timeline.step()

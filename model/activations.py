@@ -44,7 +44,7 @@ def measure(net: AlexNet, images: torch.Tensor, layout: Layout) -> dict[str, His
     images: (n, 3, s, s), of which the first few are looked at. The net is left as it was, training or not; no random number is drawn.
     """
     found: dict[str, Histogram] = {}
-    first, held, was_training = net.columns.index if isinstance(net.columns, Columns) else 0, net.columns.held, net.training
+    first, held, was_training = net.columns.index if isinstance(net.columns, Columns) else 0, net.groups, net.training
 
     def look(layer: str, out: torch.Tensor) -> None:
         for column, part in enumerate(out.chunk(held, dim=1), start=first):

@@ -15,10 +15,10 @@ from torch.nn.utils import skip_init
 
 from model.columns import Columns
 from model.convolve import blocks_weight, to_blocks, two_columns
-from model.design import Design
+from model.design import LAYERS, Design
 from model.hybrid import Hybrid, is_split
 from model.lrn import lrn, within_map_norm
-from model.lrn_pool import relu_lrn_pool, relu_lrn_pool_plain
+from model.lrn_pool import relu_lrn_pool
 from model.ways import Ways
 
 DROPPED = ("fc6", "fc7")  # layers with dropout
@@ -60,34 +60,41 @@ class AlexNet(nn.Module):
     whole net with the same seed. `ways` says how it computes all this, and may be changed at any time.
     """
 
+    conv1: nn.Conv2d
+    conv2: nn.Conv2d
+    conv3: nn.Conv2d
+    conv4: nn.Conv2d
+    conv5: nn.Conv2d
+    fc6: nn.Linear
+    fc7: nn.Linear
+    fc8: nn.Linear
+
     def __init__(self, num_classes: int = 1000, design: Design | None = None, columns: Columns | Hybrid | None = None, seed: int = 0) -> None:
         super().__init__()
         self.ways = Ways()
         self.design, self.columns, self.num_classes = design or Design(), columns or Columns(), num_classes
-        d, groups = self.design, self.columns.held
-        c1, c2, c3, c4, c5, h6, h7, h8 = (self._own(layer, shape[0]) for layer, shape in d.shapes(num_classes).items())
-        self.conv1 = nn.Conv2d(3, c1, 11, stride=4)
-        self.conv2 = nn.Conv2d(c1, c2, 5, padding=2, groups=groups)
-        self.conv3 = nn.Conv2d(d.maps[1], c3, 3, padding=1)
-        self.conv4 = nn.Conv2d(c3, c4, 3, padding=1, groups=groups)
-        self.conv5 = nn.Conv2d(c4, c5, 3, padding=1, groups=groups)
-        self.fc6 = skip_init(nn.Linear, d.maps[4] * d.sides()[-1] ** 2, h6)
-        self.fc7 = skip_init(nn.Linear, d.hidden[0], h7)
-        self.fc8 = skip_init(nn.Linear, d.hidden[1], h8)
+        self.groups = 1 if self.design.columns == 1 else self.columns.held  # columns side by side here
+        for layer, shape in self.design.shapes(num_classes).items():
+            setattr(self, layer, self._layer(layer, shape))
         self.look: Callable[[str, torch.Tensor], None] | None = None  # shown each layer's outputs after ReLU
         self.initialise(seed)
 
-    def _own(self, layer: str, total: int) -> int:
-        rows = self.columns.rows(layer, total)
-        return rows.stop - rows.start
+    def _layer(self, layer: str, shape: tuple[int, ...]) -> nn.Module:
+        """This rank's part of a layer; shape: of the whole layer's weights. One that reads its own column alone is grouped."""
+        rows = self.columns.rows(layer, shape[0])
+        outputs, groups = rows.stop - rows.start, 1 if self.design.reads_all(layer) else self.groups
+        if len(shape) == 2:
+            return skip_init(nn.Linear, shape[1], outputs)
+        stride, padding = (4, 0) if layer == "conv1" else (1, shape[2] // 2)
+        return nn.Conv2d(shape[1] * groups, outputs, shape[2], stride=stride, padding=padding, groups=groups)
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
         """Normal weights and constant biases by the design (paper, section 5), drawn for the whole net and cut to this rank's part."""
         generator = torch.Generator().manual_seed(seed)
-        for i, (layer, shape) in enumerate(self.design.shapes(self.num_classes).items()):
+        for layer, shape in self.design.shapes(self.num_classes).items():
+            i, module = LAYERS.index(layer), getattr(self, layer)
             whole = torch.empty(shape).normal_(0.0, self.design.init_std[i], generator=generator)
-            module = getattr(self, layer)
             module.weight.copy_(whole[self.columns.rows(layer, shape[0])])
             module.bias.fill_(self.design.bias[i])
 
@@ -98,16 +105,30 @@ class AlexNet(nn.Module):
             return self._layers(images, masks)
 
     def _layers(self, images: torch.Tensor, masks: Masks | None) -> torch.Tensor:
-        column = self.columns
+        design = self.design
         x = self._normalised_pool("conv1", self._conv1(images))
-        x = self._normalised_pool("conv2", self._two_columns("conv2", x))
-        x = self._fire("conv3", column.read("conv3", self.conv3, x))
-        x = self._fire("conv4", self._two_columns("conv4", x))
-        x = self._pool("conv5", self._two_columns("conv5", x))
-        x = self._drop("fc6", self._fire("fc6", column.read("fc6", self.fc6, x.flatten(1))), masks)
-        x = self._drop("fc7", self._fire("fc7", column.read("fc7", self.fc7, x)), masks)
-        x = column.read("fc8", self.fc8, x)
-        return column.gather_logits(x, self.num_classes)
+        x = self._normalised_pool("conv2", self._read("conv2", x))
+        for layer in ("conv3", "conv4", "conv5"):
+            if layer not in design.without:
+                x = self._read(layer, x)
+                x = x if layer in design.relu_after_pool else self._fire(layer, x)
+        x = F.max_pool2d(x, design.pool, 2)
+        x = (self._fire("conv5", x) if "conv5" in design.relu_after_pool else x).flatten(1)
+        for layer in ("fc6", "fc7"):
+            if layer not in design.without:
+                x = self._drop(layer, self._fire(layer, self._read(layer, x)), masks)
+        return self.columns.gather_logits(self._read("fc8", x), self.num_classes)
+
+    def _read(self, layer: str, x: torch.Tensor) -> torch.Tensor:
+        """A layer's outputs on this rank from this rank's outputs of the one before, exchanged where it reads both columns."""
+        module = getattr(self, layer)
+        if self.design.reads_all(layer):
+            return self.columns.read(layer, module, x)
+        if self.groups == 1:
+            out: torch.Tensor = module(x)
+            return out
+        form = self.ways.forms.get(layer, "grouped")
+        return two_columns(x, module.weight, module.bias, None if isinstance(module, nn.Linear) else module.weight.shape[-1] // 2, form)
 
     def _conv1(self, images: torch.Tensor) -> torch.Tensor:
         padding, conv1 = self.design.conv1_padding, self.conv1
@@ -119,34 +140,29 @@ class AlexNet(nn.Module):
         out: torch.Tensor = conv1(F.pad(images, (before, after, before, after)) if before or after else images)
         return out
 
-    def _two_columns(self, layer: str, x: torch.Tensor) -> torch.Tensor:
-        conv, form = getattr(self, layer), self.ways.forms.get(layer, "grouped")
-        out: torch.Tensor = conv(x) if form == "grouped" or conv.groups == 1 else two_columns(x, conv.weight, conv.bias, conv.padding[0], form)
-        return out
-
     def _fire(self, layer: str, x: torch.Tensor) -> torch.Tensor:
         """ReLU; whoever looks at the net is shown what comes out."""
-        x = F.relu(x)
+        x = F.relu(x) if self.design.activation == "relu" else torch.tanh(x)
         if self.look is not None:
             self.look(layer, x)
         return x
 
     def _normalised_pool(self, layer: str, x: torch.Tensor) -> torch.Tensor:
         """ReLU, LRN, max-pool; the 2012 program has conv1's ReLU last, and a second normalisation in conv2."""
-        late = layer in self.design.relu_after_pool
-        settings: dict[str, Any] = {"columns": self.columns.held, **self.design.lrn.printed()}
-        if layer == "conv2" and self.design.within_map_norm:
-            x = F.max_pool2d(within_map_norm(lrn(x if late else self._fire(layer, x), **settings)), 3, 2)
+        design, late = self.design, layer in self.design.relu_after_pool
+        twice = layer == "conv2" and design.within_map_norm
+        settings: dict[str, Any] = {"columns": self.groups, **(design.lrn.printed() if design.lrn else {})}
+        if self.ways.fused and design.lrn and design.pool == 3 and not twice:
+            relu = not late and design.activation == "relu"
+            if not late and (not relu or self.look is not None):
+                fired = self._fire(layer, x)
+                x = x if relu else fired
+            x = relu_lrn_pool(x, relu=relu, **settings)
         else:
-            if self.look is not None and not late:
-                self._fire(layer, x)
-            x = (relu_lrn_pool if self.ways.fused else relu_lrn_pool_plain)(x, relu=not late, **settings)
+            x = x if late else self._fire(layer, x)
+            x = lrn(x, **settings) if design.lrn else x
+            x = F.max_pool2d(within_map_norm(x) if twice else x, design.pool, 2)
         return self._fire(layer, x) if late else x
-
-    def _pool(self, layer: str, x: torch.Tensor) -> torch.Tensor:
-        if layer in self.design.relu_after_pool:
-            return self._fire(layer, F.max_pool2d(x, 3, 2))
-        return F.max_pool2d(self._fire(layer, x), 3, 2)
 
     def _drop(self, layer: str, x: torch.Tensor, masks: Masks | None) -> torch.Tensor:
         """Dropout on the outputs of fc6 and fc7; kept outputs are scaled up now instead of all scaled down in testing."""

@@ -16,17 +16,19 @@ BLOCK = 4  # conv1's stride
 TRIES = 10
 
 
-def two_columns(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, padding: int, form: Form = "grouped") -> torch.Tensor:
-    """A convolution of stride 1 in which the second half of the outputs reads the second half of x: x (n, 2 c, h, w), weight (2 o, c, k, k)."""
-    if form == "grouped":
+def two_columns(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, padding: int | None, form: Form = "grouped") -> torch.Tensor:
+    """A layer whose second half of outputs reads the second half of x only: x (n, 2 c, ...), weight (2 o, c, ...).
+
+    padding: of a convolution of stride 1; None for a linear layer, which knows no groups.
+    """
+    if form == "grouped" and padding is not None:
         return F.conv2d(x, weight, bias, padding=padding, groups=2)
-    if form == "halves":
-        biases = (None, None) if bias is None else bias.chunk(2)
-        parts = zip(x.chunk(2, 1), weight.chunk(2), biases, strict=True)
-        return torch.cat([F.conv2d(part, w, b, padding=padding) for part, w, b in parts], 1)
-    first, second = weight.chunk(2)
-    whole = torch.cat((F.pad(first, (0, 0, 0, 0, 0, first.shape[1])), F.pad(second, (0, 0, 0, 0, second.shape[1], 0))))
-    return F.conv2d(x, whole, bias, padding=padding)
+    if form == "block-diagonal" and padding is not None:
+        first, second = weight.chunk(2)
+        whole = torch.cat((F.pad(first, (0, 0, 0, 0, 0, first.shape[1])), F.pad(second, (0, 0, 0, 0, second.shape[1], 0))))
+        return F.conv2d(x, whole, bias, padding=padding)
+    halves = zip(x.chunk(2, 1), weight.chunk(2), (None, None) if bias is None else bias.chunk(2), strict=True)
+    return torch.cat([F.linear(*half) if padding is None else F.conv2d(*half, padding=padding) for half in halves], 1)
 
 
 def blocks_side(side: int) -> int:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from math import prod
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+POOLED = ("conv1", "conv2", "conv5")  # layers that pooling follows; without conv5 it is where conv5 would be
+MIDDLE = ("conv3", "conv4", "conv5", "fc6", "fc7")  # layers that can be left out
 
 Eight = tuple[float, float, float, float, float, float, float, float]
 
@@ -35,8 +40,10 @@ class Design(BaseModel):
     """Sizes are totals over both columns; lists of eight go by layer: conv1 ... conv5, fc6, fc7, fc8.
 
     input: side of the picture in pixels; conv1_padding: zeros (before, after) each side of it; relu_after_pool: layers whose
-    ReLU comes after their pooling; within_map_norm: the 2012 program's second normalisation after conv2's;
-    init_std: of the normal initial weights; bias: initial biases.
+    ReLU comes after their pooling; within_map_norm: the 2012 program's second normalisation after conv2's; lrn: None, a net without;
+    init_std: of the normal initial weights; bias: initial biases. What the paper takes away to see what it is worth: columns, 1: all
+    layers read all of the one before; reads_both: of two columns, the layers that do, from conv2 on (conv1 reads the picture); pool: side of the
+    pooling windows, whose stride is 2; without: layers that are left out; activation.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,12 +52,17 @@ class Design(BaseModel):
     hidden: tuple[int, int] = (4096, 4096)
     input: int = Field(default=227, ge=1)
     conv1_padding: tuple[int, int] = (0, 0)
-    lrn: Lrn = Lrn()
+    lrn: Lrn | None = Lrn()
     relu_after_pool: tuple[str, ...] = ()
     within_map_norm: bool = False
     dropout: float = Field(default=0.5, ge=0, lt=1)
     init_std: Eight = (0.01,) * 8
     bias: Eight = (0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0)
+    columns: Literal[1, 2] = 2
+    reads_both: tuple[str, ...] = ("conv3", "fc6", "fc7", "fc8")
+    pool: Literal[2, 3] = 3
+    without: tuple[str, ...] = ()
+    activation: Literal["relu", "tanh"] = "relu"
 
     @model_validator(mode="after")
     def _possible(self) -> Design:
@@ -61,48 +73,82 @@ class Design(BaseModel):
             raise ValueError(f"conv1_padding must be from 0 to 10, not {list(self.conv1_padding)}")
         if self.sides()[-1] < 1:
             raise ValueError(f"input {self.input} is too small: nothing is left after the last pooling")
-        if set(self.relu_after_pool) - {"conv1", "conv2", "conv5"}:
-            raise ValueError("relu_after_pool names layers that are followed by pooling: conv1, conv2, conv5")
+        if set(self.relu_after_pool) - set(POOLED):
+            raise ValueError(f"relu_after_pool names layers that are followed by pooling: {', '.join(POOLED)}")
         if min(self.init_std) <= 0:
             raise ValueError("init_std must be above 0")
         return self
 
+    @model_validator(mode="after")
+    def _known_layers(self) -> Design:
+        if set(self.without) - set(MIDDLE):
+            raise ValueError(f"without names layers of {', '.join(MIDDLE)}, not {list(self.without)}")
+        if "fc8" not in self.reads_both or set(self.reads_both) - set(LAYERS[1:]):
+            raise ValueError(f"reads_both names layers of {', '.join(LAYERS[1:])}, fc8 among them, not {list(self.reads_both)}")
+        if self.within_map_norm and self.lrn is None:
+            raise ValueError("within_map_norm comes after conv2's lrn, which is null here")
+        return self
+
+    def layers(self) -> tuple[str, ...]:
+        """The layers that there are, in order."""
+        return tuple(layer for layer in LAYERS if layer not in self.without)
+
+    def reads_all(self, layer: str) -> bool:
+        """Whether a layer reads all outputs of the one before, not those of its own column only."""
+        return layer == "conv1" or self.columns == 1 or layer in self.reads_both
+
+    def exchanged(self) -> tuple[str, ...]:
+        """Layers before which two columns on two devices have to exchange their outputs."""
+        return tuple(layer for layer in self.layers()[1:] if self.columns == 2 and layer in self.reads_both)
+
+    def outputs(self, classes: int) -> dict[str, int]:
+        """Maps or features that a layer gives, both columns together."""
+        widths = dict(zip(LAYERS, (*self.maps, *self.hidden, classes), strict=True))
+        return {layer: widths[layer] for layer in self.layers()}
+
+    def inputs(self, classes: int = 2) -> dict[str, int]:
+        """Maps or features that come before a layer, both columns together: of a picture, of maps, or of flattened maps."""
+        widths, before = self.outputs(classes), 3
+        found: dict[str, int] = {}
+        for layer in self.layers():
+            if layer.startswith("fc") and not any(one.startswith("fc") for one in found):
+                before *= self.sides()[-1] ** 2
+            found[layer], before = before, widths[layer]
+        return found
+
     def sides(self) -> tuple[int, int, int, int]:
         """Side of the maps after conv1 and after the three poolings: 55, 27, 13, 6 for the paper."""
         after_conv1 = (self.input + sum(self.conv1_padding) - 11) // 4 + 1
-        first = (after_conv1 - 3) // 2 + 1
-        second = (first - 3) // 2 + 1
-        return after_conv1, first, second, (second - 3) // 2 + 1
+        first = (after_conv1 - self.pool) // 2 + 1
+        second = (first - self.pool) // 2 + 1
+        return after_conv1, first, second, (second - self.pool) // 2 + 1
+
+    def map_sides(self) -> dict[str, int]:
+        """Side of a convolution's outputs, by layer."""
+        side1, side2, side3, _ = self.sides()
+        sides = {"conv1": side1, "conv2": side2, "conv3": side3, "conv4": side3, "conv5": side3}
+        return {layer: side for layer, side in sides.items() if layer not in self.without}
 
     def shapes(self, classes: int) -> dict[str, tuple[int, ...]]:
         """Canonical weight shapes of the whole net by layer: (out, in, k, k) or (out, in)."""
-        m, (h6, h7) = self.maps, self.hidden
-        return {
-            "conv1": (m[0], 3, 11, 11),
-            "conv2": (m[1], m[0] // 2, 5, 5),
-            "conv3": (m[2], m[1], 3, 3),
-            "conv4": (m[3], m[2] // 2, 3, 3),
-            "conv5": (m[4], m[3] // 2, 3, 3),
-            "fc6": (h6, m[4] * self.sides()[-1] ** 2),
-            "fc7": (h7, h6),
-            "fc8": (classes, h7),
-        }
+        found: dict[str, tuple[int, ...]] = {}
+        outputs, kernels = self.outputs(classes), {"conv1": 11, "conv2": 5}
+        for layer, before in self.inputs(classes).items():
+            read = before if self.reads_all(layer) else before // 2
+            kernel = () if layer.startswith("fc") else (kernels.get(layer, 3),) * 2
+            found[layer] = (outputs[layer], read, *kernel)
+        return found
 
     def two_column_shapes(self, pictures: int) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], int]]:
         """Of each convolution that reads its own column only: shape of its input, of its weights, padding."""
-        _, side2, side3, _ = self.sides()
-        m, shapes = self.maps, self.shapes(2)
-        inputs = {"conv2": (m[0], side2, 2), "conv4": (m[2], side3, 1), "conv5": (m[3], side3, 1)}
-        return {layer: ((pictures, maps, side, side), shapes[layer], padding) for layer, (maps, side, padding) in inputs.items()}
+        inputs, shapes, sides = self.inputs(), self.shapes(2), self.map_sides()
+        return {
+            layer: ((pictures, inputs[layer], side, side), shapes[layer], shapes[layer][-1] // 2)
+            for layer, side in sides.items()
+            if not self.reads_all(layer)
+        }
 
     def multiply_adds(self, classes: int) -> dict[str, int]:
         """Forward multiply-adds of one picture, by layer."""
-        side1, side2, side3, _ = self.sides()
-        outputs = {"conv1": side1**2, "conv2": side2**2, "conv3": side3**2, "conv4": side3**2, "conv5": side3**2}
-        counts = {}
-        for layer, shape in self.shapes(classes).items():
-            weights = 1
-            for extent in shape:
-                weights *= extent
-            counts[layer] = weights * outputs.get(layer, 1)
-        return counts
+        sides = self.map_sides()
+        return {layer: prod(shape) * sides.get(layer, 1) ** 2 for layer, shape in self.shapes(classes).items()}

@@ -25,7 +25,7 @@ import torch
 
 from model import checkpoint
 from model.design import Design
-from model.formats import BGR, GROUPED, TORCHVISION, check_torchvision, dense_columns, torchvision_scale
+from model.formats import BGR, TORCHVISION, check_torchvision, dense_columns, grouped, torchvision_scale
 from model.onnx_graph import to_onnx
 from model.recipe import check_recipe
 from pipeline import InputError, atomic_file, one_line_errors
@@ -56,7 +56,7 @@ def torchvision(weights: dict[str, torch.Tensor], design: Design) -> dict[str, t
     found = {}
     for name, value in weights.items():
         layer, kind = name.split(".")
-        if kind == "weight" and layer in GROUPED:
+        if kind == "weight" and layer in grouped(design):
             value = dense_columns(value)
         elif name == "conv1.weight":
             value = value * torchvision_scale()

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 
 from model import checkpoint
-from model.design import LAYERS, Design
+from model.design import Design
 from pipeline import InputError
 
-GROUPED = ("conv2", "conv4", "conv5")  # layers whose two columns read their own maps only
 BGR = [2, 1, 0]
 PTH = (".pth", ".pt")
 
@@ -41,10 +40,10 @@ def read_weights(path: Path, design: Design, classes: int | None, *, new_last_la
     dense = pth and "features.0.weight" in found
     if dense:
         check_torchvision(design)
-    layers = LAYERS[:-1] if new_last_layer else LAYERS
+    layers = design.layers()[:-1] if new_last_layer else design.layers()
     whole = _checked(found, path, _wanted(design, classes, found, dense), layers)
     if dense:
-        return _from_torchvision(whole, path)
+        return _from_torchvision(whole, path, design)
     return {**whole, "conv1.weight": whole["conv1.weight"][:, BGR].contiguous()} if pth else whole
 
 
@@ -72,7 +71,7 @@ def _wanted(design: Design, classes: int | None, found: dict[str, torch.Tensor],
     for layer, shape in design.shapes(classes).items():
         place = TORCHVISION[layer] if dense else layer
         out, maps, *kernel = shape
-        wanted[f"{layer}.weight"] = f"{place}.weight", (out, 2 * maps if dense and layer in GROUPED else maps, *kernel)
+        wanted[f"{layer}.weight"] = f"{place}.weight", (out, 2 * maps if dense and layer in grouped(design) else maps, *kernel)
         wanted[f"{layer}.bias"] = f"{place}.bias", (out,)
     return wanted
 
@@ -144,6 +143,11 @@ def _read_onnx(path: Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{path} cannot be read as ONNX with float32 weights ({type(error).__name__}); copy or export it again") from None
 
 
+def grouped(design: Design) -> list[str]:
+    """Convolutions whose two columns read their own maps only."""
+    return [layer for layer in design.map_sides() if not design.reads_all(layer)]
+
+
 def check_torchvision(design: Design) -> None:
     """Whether torchvision's alexnet can be this net. Raises InputError with what differs."""
     differs = [
@@ -152,7 +156,11 @@ def check_torchvision(design: Design) -> None:
             (f"maps {list(design.maps)}, not [64, 192, 384, 256, 256]", design.maps == (64, 192, 384, 256, 256)),
             (f"hidden {list(design.hidden)}, not [4096, 4096]", design.hidden == (4096, 4096)),
             (f"input {design.input} with conv1_padding {list(design.conv1_padding)}, not 224 with [2, 2]", _torchvision_window(design)),
-            ("LRN, which that net has not (lrn: {k: 1, alpha: 0} is none)", design.lrn.alpha == 0 and design.lrn.k == 1),
+            ("LRN, which that net has not (lrn: null)", design.lrn is None or (design.lrn.alpha == 0 and design.lrn.k == 1)),
+            (f"no {', no '.join(design.without)}", not design.without),
+            ("fc6 or fc7 that read their own column only", design.reads_all("fc6") and design.reads_all("fc7")),
+            (f"pooling windows of {design.pool}, not 3", design.pool == 3),
+            (f"{design.activation} for ReLU", design.activation == "relu"),
             ("a second normalisation in conv2", not design.within_map_norm),
         )
         if not same
@@ -165,9 +173,9 @@ def _torchvision_window(design: Design) -> bool:
     return design.input == 224 and design.conv1_padding == (2, 2)
 
 
-def _from_torchvision(whole: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+def _from_torchvision(whole: dict[str, torch.Tensor], path: Path, design: Design) -> dict[str, torch.Tensor]:
     """Canonical names and torchvision's form -> ours."""
-    for layer in GROUPED:
+    for layer in grouped(design):
         whole[f"{layer}.weight"] = _own_columns(whole[f"{layer}.weight"], f"{path}: {TORCHVISION[layer]}.weight")
     whole["conv1.weight"] = whole["conv1.weight"] / torchvision_scale()
     return whole

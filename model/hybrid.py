@@ -37,15 +37,13 @@ class Hybrid:
         return slice(min(total, self.index * most), min(total, (self.index + 1) * most))
 
     def read(self, name: str, layer: Layer, x: torch.Tensor) -> torch.Tensor:
-        """This rank's part of the outputs of a layer that reads all of x: fc6 (n, features) of each rank's pictures, the rest of features.
-
-        Every rank must bring the same number of pictures.
+        """This rank's part of the outputs of a layer that reads all of x: of the first linear one (n, features) of this rank's pictures,
+        of those behind it this rank's features of all pictures. Every rank must bring the same number of pictures.
         """
-        if name == "fc6":
-            x = gather_pictures(x, self.ranks)
-        elif is_split(name):
+        if is_split(name):
             total: int = layer.weight.shape[1]
-            x = gather_features(x, self.rows(name, total), total, self.ranks)
+            all_here = x.shape[1] == total
+            x = gather_pictures(x, self.ranks) if all_here else gather_features(x, self.rows(name, total), total, self.ranks)
         out: torch.Tensor = layer(x)
         return out
 

@@ -40,13 +40,13 @@ def _form(x: torch.Tensor) -> ModuleType | None:
         return None
     if x.is_cuda:
         try:
-            from model import lrn_pool_kernel
+            import model.lrn_pool_kernel as on_gpu
         except ImportError:  # no Triton: the plain form gives the same
             return None
-        return lrn_pool_kernel
-    from model import lrn_pool_cpu
+        return on_gpu
+    import model.lrn_pool_cpu as on_cpu
 
-    return lrn_pool_cpu
+    return on_cpu
 
 
 class _ReluLrnPool(torch.autograd.Function):

@@ -30,11 +30,16 @@ class Graph:
         self.constants[name] = value
         return name
 
-    def halves(self) -> tuple[str, str]:
-        """The two columns of the last output."""
+    def halves(self, name: str | None = None, axis: int = 1) -> tuple[str, str]:
+        """The two columns of the last output, or of what has this name."""
         names = (f"first{len(self.nodes)}", f"second{len(self.nodes)}")
-        self.nodes.append(self.helper.make_node("Split", [self.x], list(names), axis=1))
+        self.nodes.append(self.helper.make_node("Split", [name or self.x], list(names), axis=axis))
         return names
+
+    def linear_columns(self, layer: str) -> None:
+        """A linear layer whose columns read their own inputs."""
+        parts = zip(self.halves(), self.halves(f"{layer}.weight", 0), self.halves(f"{layer}.bias", 0), strict=True)
+        self.add("Concat", inputs=tuple(self.add("Gemm", inputs=part, transB=1) for part in [*parts]), axis=1)
 
 
 def to_onnx(weights: dict[str, torch.Tensor], design: Design) -> bytes:
@@ -64,33 +69,50 @@ def to_onnx(weights: dict[str, torch.Tensor], design: Design) -> bytes:
 
 def _layers(graph: Graph, design: Design) -> None:
     before, after = design.conv1_padding
-    pads = [before, before, after, after]
-    for layer, attributes in (("conv1", {"strides": [4, 4], "pads": pads}), ("conv2", {"pads": [2] * 4, "group": 2})):
-        graph.add("Conv", f"{layer}.weight", f"{layer}.bias", **attributes)
-        _normalised_pool(graph, design, layer)
-    for layer, groups in (("conv3", 1), ("conv4", 2), ("conv5", 2)):
-        graph.add("Conv", f"{layer}.weight", f"{layer}.bias", pads=[1] * 4, group=groups)
-        graph.add("Relu")
-    graph.add("MaxPool", kernel_shape=[3, 3], strides=[2, 2])  # ReLU before or after it is the same
-    graph.add("Flatten")
-    for layer in ("fc6", "fc7", "fc8"):
+    for layer, shape in design.shapes(2).items():
+        if layer == "conv1":
+            graph.add("Conv", "conv1.weight", "conv1.bias", strides=[4, 4], pads=[before, before, after, after])
+        elif len(shape) == 4:
+            groups = 1 if design.reads_all(layer) else 2
+            graph.add("Conv", f"{layer}.weight", f"{layer}.bias", pads=[shape[2] // 2] * 4, group=groups)
+        if layer in ("conv1", "conv2"):
+            _normalised_pool(graph, design, layer)
+        elif len(shape) == 4:
+            _fire(graph, design)
+        if layer == [one for one in design.layers() if one.startswith("conv")][-1]:
+            graph.add("MaxPool", kernel_shape=[design.pool] * 2, strides=[2, 2])  # ReLU before or after it is the same, and tanh too
+            graph.add("Flatten")
+        if len(shape) == 2:
+            _linear(graph, design, layer)
+
+
+def _linear(graph: Graph, design: Design, layer: str) -> None:
+    if design.reads_all(layer):
         graph.add("Gemm", f"{layer}.weight", f"{layer}.bias", transB=1)
-        if layer != "fc8":
-            graph.add("Relu")
+    else:
+        graph.linear_columns(layer)
+    if layer != "fc8":
+        _fire(graph, design)
+
+
+def _fire(graph: Graph, design: Design) -> None:
+    graph.add("Relu" if design.activation == "relu" else "Tanh")
 
 
 def _normalised_pool(graph: Graph, design: Design, layer: str) -> None:
     late, s = layer in design.relu_after_pool, design.lrn
     if not late:
-        graph.add("Relu")
-    alpha = s.alpha if s.divide_by_n else s.alpha * s.n  # ONNX divides by the size
-    columns = [graph.add("LRN", inputs=(half,), size=s.n, alpha=alpha, beta=s.beta, bias=s.k) for half in graph.halves()]
-    graph.add("Concat", inputs=tuple(columns), axis=1)
+        _fire(graph, design)
+    if s is not None:
+        alpha = s.alpha if s.divide_by_n else s.alpha * s.n  # ONNX divides by the size
+        parts = graph.halves() if design.columns == 2 else (graph.x,)
+        columns = [graph.add("LRN", inputs=(part,), size=s.n, alpha=alpha, beta=s.beta, bias=s.k) for part in parts]
+        graph.add("Concat", inputs=tuple(columns), axis=1)
     if layer == "conv2" and design.within_map_norm:
         _within_map(graph)
-    graph.add("MaxPool", kernel_shape=[3, 3], strides=[2, 2])
+    graph.add("MaxPool", kernel_shape=[design.pool] * 2, strides=[2, 2])
     if late:
-        graph.add("Relu")
+        _fire(graph, design)
 
 
 def _within_map(graph: Graph, size: int = 5, alpha: float = 0.001 / 25, beta: float = 0.75) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -165,7 +165,8 @@ def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
     """Keys that are allowed where an unknown one was found."""
     model: Any = Recipe
     for part in location[:-1]:
-        model = model.model_fields[part].annotation
+        annotation = model.model_fields[part].annotation
+        model = next((one for one in get_args(annotation) if hasattr(one, "model_fields")), annotation)  # of "a table, or null" the table
     return list(model.model_fields)
 
 

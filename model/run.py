@@ -12,8 +12,9 @@ import torch
 
 from model import checkpoint
 from model.alexnet import AlexNet, own_part, placements
+from model.design import Design
 from model.formats import read_weights
-from model.hybrid import parallel
+from model.hybrid import is_split, parallel
 from model.layout import Layout
 from model.metrics import Metrics
 from model.pictures import Source, train_loader, validation_loader
@@ -194,6 +195,7 @@ def build_run(folder: Path, recipe: Recipe, layout: Layout, source: Source, star
     has_val = "val" in manifest.splits and manifest.splits["val"].samples > 0
     if not has_val and recipe.train.schedule == "plateau":
         raise InputError(f"{source.shards} has no validation pictures, which schedule: plateau goes by; use --set train.schedule=fixed")
+    refuse_layout(recipe.model, layout)
     net = AlexNet(len(manifest.classes), recipe.model, layout.columns, seed=recipe.train.seed)
     net.to(layout.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     net.ways = ways_for(net, recipe, layout)
@@ -227,6 +229,18 @@ def build_run(folder: Path, recipe: Recipe, layout: Layout, source: Source, star
     if layout.first:
         (folder / "kernels").mkdir(parents=True, exist_ok=True)
     return run
+
+
+def refuse_layout(design: Design, layout: Layout) -> None:
+    """Raises InputError where a layout cannot share a net of this design."""
+    if layout.hybrid:
+        apart = [layer for layer in design.layers() if is_split(layer) and not design.reads_all(layer)]
+        if apart:
+            raise InputError(
+                f"--hybrid shares layers that read both columns, which {apart[0]} of this recipe does not (model.reads_both); leave it out"
+            )
+    elif not layout.columns.alone and design.columns == 1:
+        raise InputError("this recipe's net has one column (model.columns), which two devices cannot share; use --columns 1")
 
 
 def _set(run: Run, start: Start) -> None:

@@ -54,16 +54,16 @@ class PaperSGD(Optimizer):
         momentum, decay = group["momentum"], group["weight_decay"]
         form = self._form(params[0])
         if form == "triton":
-            from model import sgd_kernel
+            import model.sgd_kernel as on_gpu
 
             for p in params:
-                sgd_kernel.update(p, self.velocity(p), self.gradient(p), self.halves.get(p), self._rates[number][1], momentum, decay)
+                on_gpu.update(p, self.velocity(p), self.gradient(p), self.halves.get(p), self._rates[number][1], momentum, decay)
             return
         velocities, gradients = [self.velocity(p) for p in params], [self.gradient(p).to(p.dtype) for p in params]
         if form == "numba":
-            from model import sgd_cpu
+            import model.sgd_cpu as on_cpu
 
-            sgd_cpu.update(params, velocities, gradients, group["rate"], momentum, decay)
+            on_cpu.update(params, velocities, gradients, group["rate"], momentum, decay)
         else:
             torch._foreach_mul_(velocities, momentum)
             torch._foreach_add_(velocities, params, alpha=-decay * group["rate"])

@@ -87,7 +87,7 @@ def ways_for(net: AlexNet, recipe: Recipe, layout: Layout) -> Ways:
     if device.type != "cuda":
         return Ways(half)
     like = torch.zeros((), dtype=torch.bfloat16 if half else torch.float32, device=device)
-    forms = {} if train.deterministic or net.columns.held == 1 else choose(net.design.two_column_shapes(train.batch // layout.data_count), like)
+    forms = {} if train.deterministic or net.groups == 1 else choose(net.design.two_column_shapes(train.batch // layout.data_count), like)
     return Ways(half, blocks=True, forms=forms)
 
 

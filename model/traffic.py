@@ -60,13 +60,8 @@ def table(layout: Layout, design: Design, classes: int, batch: int) -> list[str]
 
 def _inputs(design: Design) -> dict[str, int]:
     """Values of one picture that the layers which read all of the layer before have as input."""
-    _, _, before_conv3, before_fc6 = design.sides()
-    return {
-        "conv3": design.maps[1] * before_conv3**2,
-        "fc6": design.maps[4] * before_fc6**2,
-        "fc7": design.hidden[0],
-        "fc8": design.hidden[1],
-    }
+    inputs, sides = design.inputs(), design.map_sides()
+    return {layer: inputs[layer] * sides.get(layer, 1) ** 2 for layer in design.exchanged()}
 
 
 def _column_rows(design: Design, classes: int, pictures: int, element: int) -> list[Row]:
@@ -78,10 +73,11 @@ def _column_rows(design: Design, classes: int, pictures: int, element: int) -> l
 
 def _hybrid_rows(design: Design, classes: int, batch: int, ranks: int, element: int) -> list[Row]:
     """Maps of a rank's pictures to each other rank, then its features of all pictures; backward what it asks of each other rank's."""
-    others, inputs = ranks - 1, _inputs(design)
-    maps = others * (batch // ranks) * inputs["fc6"] * element
-    rows = [Row("labels", others * (batch // ranks) * LABEL, 0), Row("fc6", maps, maps)]
-    for layer in ("fc7", "fc8"):
+    others, inputs = ranks - 1, design.inputs()
+    first, *rest = (layer for layer in design.layers() if is_split(layer))
+    maps = others * (batch // ranks) * inputs[first] * element
+    rows = [Row("labels", others * (batch // ranks) * LABEL, 0), Row(first, maps, maps)]
+    for layer in rest:
         part = others * batch * -(-inputs[layer] // ranks) * element
         rows.append(Row(layer, part, part))
     return [*rows, Row("logits", others * batch * -(-classes // ranks) * element, 0)]

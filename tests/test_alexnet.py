@@ -59,11 +59,13 @@ def plain_forward(net: AlexNet, x: torch.Tensor) -> torch.Tensor:
     """The net written out with PyTorch's own functions, for tests."""
     p = dict(net.named_parameters())
     d = net.design
+    s = d.lrn
+    assert s is not None
 
     def normalised(x: torch.Tensor) -> torch.Tensor:
         halves = x.chunk(2, dim=1)  # PyTorch divides alpha by n and knows no columns
-        alpha = d.lrn.alpha * (1 if d.lrn.divide_by_n else d.lrn.n)
-        return torch.cat([F.local_response_norm(half, d.lrn.n, alpha, d.lrn.beta, d.lrn.k) for half in halves], dim=1)
+        alpha = s.alpha * (1 if s.divide_by_n else s.n)
+        return torch.cat([F.local_response_norm(half, s.n, alpha, s.beta, s.k) for half in halves], dim=1)
 
     x = F.conv2d(F.pad(x, (d.conv1_padding[0], d.conv1_padding[1]) * 2), p["conv1.weight"], p["conv1.bias"], stride=4)
     if "conv1" in d.relu_after_pool:

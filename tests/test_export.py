@@ -45,6 +45,7 @@ def pictures(side: int, n: int = 3) -> torch.Tensor:
 def test_the_onnx_graph_is_the_net(recipe: str) -> None:
     """LRN that is not a rounding error (alpha 0.01), the 2012 program's order, padding and second normalisation included."""
     design = read_recipe(recipe, []).model.model_copy(update=SMALL)
+    assert design.lrn
     design = design.model_copy(update={"lrn": design.lrn.model_copy(update={"alpha": 0.01})})
     net, images = net_of(design), pictures(design.input)
     session = onnxruntime.InferenceSession(to_onnx(whole_state(net), net.design), providers=["CPUExecutionProvider"])

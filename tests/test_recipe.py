@@ -23,6 +23,7 @@ def test_shipped_recipes_are_valid(name: str) -> None:
 
 def test_overrides() -> None:
     recipe = read_recipe("alexnet", ["train.rate=1e-3", "model.lrn.k=1", "model.bias=[0, .1, 0, .1, .1, .1, .1, 0]", "data.colour=stddev"])
+    assert recipe.model.lrn
     assert (recipe.train.rate, recipe.model.lrn.k, recipe.data.colour) == (1e-3, 1.0, "stddev")
     assert recipe.model.bias[1] == 0.1
 

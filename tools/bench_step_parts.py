@@ -60,6 +60,7 @@ def _normalise(batch: int, device: torch.device, kind: torch.dtype, fused: bool)
     def work() -> None:
         for x in layers:
             x.grad = None
+            assert design.lrn is not None, "the paper has it"
             pooled = form(x, relu=True, columns=2, **design.lrn.printed())  # type: ignore[arg-type]
             pooled.backward(torch.ones_like(pooled))
 

@@ -105,7 +105,7 @@ def _fused(design: Design, layer: str, batch: int, element: int) -> list[Kernel]
     """
     if layer not in POOLED:
         return []
-    maps, pooled, n = _values(design)[layer][1], _pooled(design, layer), design.lrn.n
+    maps, pooled, n = _values(design)[layer][1], _pooled(design, layer), design.lrn.n if design.lrn else 0
     normalised = layer != "conv5"
     forward, backward = (n + 8, 2 * n + 14) if normalised else (1, 1)
     name = ("ReLU + LRN + pool " if normalised else "ReLU + pool ") + layer[-1]
@@ -119,7 +119,7 @@ def _apart(design: Design, layer: str, batch: int, element: int) -> list[Kernel]
     """ReLU: two passes forward, three backward; LRN: EAGER_LRN; pooling reads and writes an index for each pooled value as well."""
     if layer == "fc8":
         return []
-    values, n = batch * _values(design)[layer][1], design.lrn.n
+    values, n = batch * _values(design)[layer][1], design.lrn.n if design.lrn else 0
     found = [Kernel(f"ReLU {layer}", "both ways", 2 * values, 5 * element * values)]
     if layer in ("conv1", "conv2"):
         found.append(Kernel(f"LRN {layer[-1]}", "both ways", (3 * n + 20) * values, EAGER_LRN * element * values))

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from model.lrn import lrn
 
@@ -62,6 +63,7 @@ class _ReluLrnPool(torch.autograd.Function):
         return pooled
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, places = ctx.saved_tensors
         gradient = gradients[0].contiguous(memory_format=torch.channels_last)

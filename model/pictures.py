@@ -55,6 +55,8 @@ def augmentation(recipe: Recipe, epoch: int = 0) -> Augmentation:
         sigma=d.sigma,
         divisor=d.divisor if colour else 1.0,
         window_shared_by=d.window_shared_by,
+        crops=d.crops,
+        flips=d.flips,
     )
 
 

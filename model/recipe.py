@@ -32,6 +32,8 @@ class Data(BaseModel):
     sigma: float = Field(default=0.1, ge=0)
     divisor: float = Field(default=1.0, gt=0)
     window_shared_by: int = Field(default=1, ge=1)
+    crops: bool = True
+    flips: bool = True
     colour_stop_epoch: int | None = Field(default=None, ge=0)
     order: Literal["global", "windowed"] = "global"
     window: int = Field(default=16, ge=1)

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.colour import ColourRule
-from pipeline.draws import Draws
+from pipeline.draws import Draws, draw, fixed
 
 MeanWindow = Literal["same", "centre"]
 
@@ -26,6 +26,7 @@ class Augmentation:
     with it (paper); "centre" subtracts the mean's central window from every crop (the authors' program). colour and
     sigma: see ColourStats.shift. divisor: the shifted picture is divided by it (1.1 in the authors' program).
     window_shared_by: consecutive positions of an epoch that share one crop and flip (32 in the authors' program).
+    crops, flips: whether windows are drawn, or all central, and whether half of the pictures are mirrored.
     """
 
     crop: int = 227
@@ -34,10 +35,22 @@ class Augmentation:
     sigma: float = 0.1
     divisor: float = 1.0
     window_shared_by: int = 1
+    crops: bool = True
+    flips: bool = True
 
     def plain(self) -> Augmentation:
         """The same window and mean with neither colour noise nor division: what is used for evaluation."""
         return Augmentation(self.crop, self.mean_window, colour="none")
+
+
+def training_draws(a: Augmentation, size: int, seed: int, epoch: int, ids: np.ndarray, positions: np.ndarray) -> Draws:
+    """What is drawn for training pictures of `size` pixels that stand at `positions` of an epoch."""
+    offsets, middle = size - a.crop + 1, centre_offset(size, a.crop)
+    own = draw(seed, epoch, ids, offsets)
+    window = own if a.window_shared_by == 1 else draw(seed, epoch, positions // a.window_shared_by, offsets)
+    central = fixed(len(ids), middle, middle)
+    place = window if a.crops else central
+    return Draws(place.x, place.y, window.flip if a.flips else central.flip, own.normals)
 
 
 def centre_offset(size: int, crop: int) -> int:

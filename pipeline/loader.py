@@ -16,14 +16,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from pipeline.augment import Augmentation, centre_offset
+from pipeline.augment import Augmentation, centre_offset, training_draws
 from pipeline.batch import Batch, LoadingGivenUp
 from pipeline.cache import CacheSettings, Where
 from pipeline.cache_plan import plan_cache
 from pipeline.colour import read_colour_stats
 from pipeline.decode import DaliPictures, PlanesPictures
 from pipeline.device import upload
-from pipeline.draws import Draws, draw, fixed
+from pipeline.draws import Draws, fixed
 from pipeline.errors import InputError
 from pipeline.exchange import Exchange
 from pipeline.feed import Feed
@@ -291,15 +291,12 @@ class ImageLoader:
 
     def draws_of(self, ids: np.ndarray, positions: np.ndarray) -> tuple[Draws, np.ndarray]:
         """Draws and colour shift, (n, 3) float32 grey levels, of samples that stand at `positions` of the present epoch."""
-        a, last = self.augmentation, self._size - self.augmentation.crop
+        a = self.augmentation
         if self.views == "ten":
             draws = fixed(len(ids), 0, 0)
         elif self.views == "centre":
             middle = centre_offset(self._size, a.crop)
             draws = fixed(len(ids), middle, middle)
         else:
-            draws = draw(self.seed, self.epoch, ids, last + 1)
-            if a.window_shared_by > 1:
-                shared = draw(self.seed, self.epoch, positions // a.window_shared_by, last + 1)
-                draws = Draws(shared.x, shared.y, shared.flip, draws.normals)
+            draws = training_draws(a, self._size, self.seed, self.epoch, ids, positions)
         return draws, self._stats.shift(draws.normals, a.colour, a.sigma)

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from pipeline.augment import Augmentation, training_draws
 from pipeline.draws import draw
 
 MANY = 60_000
@@ -50,3 +53,19 @@ def test_golden() -> None:
     draws = draw(7, 3, np.arange(4), 30)
     assert draws.x.tolist() == [28, 24, 19, 18]
     assert draws.y.tolist() == [14, 29, 16, 21]
+
+
+def test_without_crops_or_flips_the_rest_is_drawn_as_before() -> None:
+    ids = np.arange(500)
+    a, size = Augmentation(crop=227), 256
+    kinds = [replace(a, crops=crops, flips=flips) for crops in (True, False) for flips in (True, False)]
+    both, flips, crops, none = (training_draws(kind, size, 3, 1, ids, ids) for kind in kinds)
+    assert np.array_equal(both.x, draw(3, 1, ids, 30).x)
+    assert not flips.flip.any()
+    assert not none.flip.any()
+    assert np.array_equal(crops.flip, both.flip)
+    for centred in (crops, none):
+        assert set(centred.x) == set(centred.y) == {14}
+    assert np.array_equal(flips.x, both.x)
+    for one in (flips, crops, none):
+        assert np.array_equal(one.normals, both.normals)

@@ -1,0 +1,173 @@
+"""What each part of the net is worth: trainings with one part taken away, beside the paper's figures.
+
+python -m model.ablate --out runs/ablate [--only no-lrn,tanh] [--seeds 0,1,2] [any options of model.train, such as --shards, --recipe, --set]
+
+Each is a training of its own, by recipe keys alone (--list shows them); one that was stopped goes on, one that has ended is not repeated.
+The differences are of the ten views' errors, in points, from the whole net of the same seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from model.design import LAYERS, MIDDLE
+from model.recipe import Recipe, read_recipe
+from model.run_lines import read_run
+from pipeline import InputError, atomic_file, one_line_errors
+
+WHOLE = "whole"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """keys: of the recipe, for one that has been read. paper: points of error that the part is worth, top-1 and top-5, and where it says so."""
+
+    name: str
+    what: str
+    keys: Callable[[Recipe], list[str]]
+    paper: tuple[float | None, float | None] = (None, None)
+    source: str = ""
+
+
+def _fixed(*keys: str) -> Callable[[Recipe], list[str]]:
+    return lambda recipe: list(keys)
+
+
+def _half_net(recipe: Recipe) -> list[str]:
+    """As the paper's net for one GPU: half of the kernels but for conv5's, and whole fully connected layers (section 3.2, footnote)."""
+    *halved, last = recipe.model.maps
+    return ["model.columns=1", f"model.maps={[*(count // 2 + count // 2 % 2 for count in halved), last]}"]
+
+
+ABLATIONS = (
+    Ablation(WHOLE, "nothing taken away", _fixed()),
+    Ablation("one-column", "one column of half the kernels", _half_net, (1.7, 1.2), "section 3.2"),
+    Ablation("no-lrn", "no local response normalisation", _fixed("model.lrn=null", "model.within_map_norm=false"), (1.4, 1.2), "section 3.3"),
+    Ablation("no-overlap", "pooling windows of 2, side by side", _fixed("model.pool=2"), (0.4, 0.3), "section 3.4"),
+    Ablation("never", "columns that never exchange", _fixed("model.reads_both=[fc8]"), (1.17, 1.12), "the authors' program, 2012 val"),
+    Ablation("every-layer", "columns that exchange before every layer", _fixed(f"model.reads_both={list(LAYERS[1:])}".replace("'", ""))),
+    Ablation("tanh", "tanh for ReLU", _fixed("model.activation=tanh")),
+    *(
+        Ablation(
+            f"no-{layer}",
+            f"without {layer}",
+            _fixed(f"model.without=[{layer}]"),
+            (2.0, None) if layer.startswith("conv") else (None, None),
+            "section 7: about 2" if layer.startswith("conv") else "",
+        )
+        for layer in MIDDLE
+    ),
+    Ablation("no-colour", "no shift of the colour", _fixed("data.colour=none"), (1.0, None), "section 4.1: over 1"),
+    Ablation("no-crops", "the central window only", _fixed("data.crops=false")),
+    Ablation("no-flips", "no mirror images", _fixed("data.flips=false")),
+    Ablation("no-dropout", "no dropout", _fixed("model.dropout=0")),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one ablation, errors in percent by seed."""
+
+    name: str
+    what: str
+    top1: list[float]
+    top5: list[float]
+    paper: tuple[float | None, float | None]
+    source: str
+
+
+def train(ablation: Ablation, seed: int, folder: Path, recipe: Recipe, options: list[str]) -> tuple[float, float]:
+    """Errors of the ten views, percent, of a training that is there, or is done now. Raises InputError where it fails."""
+    found = _errors(folder)
+    if found is None:
+        changes = [word for key in [*ablation.keys(recipe), f"train.seed={seed}"] for word in ("--set", key)]
+        command = [sys.executable, "-m", "model.train", *options, *changes, "--run", str(folder), "--resume", "auto"]
+        code = subprocess.run(command, check=False).returncode
+        if code:
+            raise InputError(f"the training without {ablation.name} in {folder} ended with {code}; the same command goes on with it")
+        found = _errors(folder)
+    if found is None:
+        raise InputError(f"{folder} has no error of ten views; the shards need validation pictures")
+    return found
+
+
+def _errors(folder: Path) -> tuple[float, float] | None:
+    if not (folder / "metrics.jsonl").is_file():
+        return None
+    final = read_run(folder).final
+    return (final["val_ten_view_top1_error_percent"], final["val_ten_view_top5_error_percent"]) if final else None
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """Errors, differences from the whole net in points, and the paper's. Of several seeds the means, and the spread of the differences."""
+    whole = next((one for one in outcomes if one.name == WHOLE), None)
+    lines = [f"{'':<42}{'top-1 %':>9}{'top-5 %':>9}   {'worse by':>15}{'':>8}  {'the paper':>11}"]
+    for one in outcomes:
+        errors = f"{one.what:<42}{statistics.mean(one.top1):>9.2f}{statistics.mean(one.top5):>9.2f}   "
+        if whole is None or one is whole:
+            lines.append(errors.rstrip())
+            continue
+        differences = [[a - b for a, b in zip(*pair, strict=True)] for pair in ((one.top1, whole.top1), (one.top5, whole.top5))]
+        means = " / ".join(f"{statistics.mean(some):+.2f}" for some in differences)
+        spread = f"+-{statistics.stdev(differences[0]):.2f}" if len(one.top1) > 1 else ""
+        said = " / ".join("-" if value is None else f"{value:+.1f}" for value in one.paper) if one.source else ""
+        lines.append(f"{errors}{means:>15}{spread:>8}  {said:>11}  {one.source}".rstrip())
+    return "\n".join(lines)
+
+
+def _chosen(only: str | None) -> list[Ablation]:
+    """Raises InputError."""
+    if only is None:
+        return list(ABLATIONS)
+    there, names = {one.name: one for one in ABLATIONS}, only.split(",")
+    unknown = [name for name in names if name not in there]
+    if unknown:
+        raise InputError(f"--only {unknown[0]} is not one of {', '.join(there)}")
+    return [one for one in ABLATIONS if one.name in names or one.name == WHOLE]
+
+
+def _seeds(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise InputError(f"--seeds must be different whole numbers with commas between, not {text!r}")
+    return [int(part) for part in parts]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="What each part of the net is worth. Options not listed go to model.train.", allow_abbrev=False)
+    parser.add_argument("--out", type=Path, default=Path("runs/ablate"), help="folder of the trainings (default: runs/ablate)")
+    parser.add_argument("--only", help="names with commas between (default: all); the whole net is always trained")
+    parser.add_argument("--seeds", default="0", help="of each training, with commas between (default: 0)")
+    parser.add_argument("--list", action="store_true", help="show names, keys and the paper's figures, and stop")
+    parser.add_argument("--recipe", default="alexnet", help="as of model.train (default: alexnet)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    given, rest = parser.parse_known_args(arguments)
+    with one_line_errors():
+        for word in rest:
+            if word.split("=")[0] in ("--run", "--resume"):
+                raise InputError(f"{word} is chosen for each training; name a folder for all by --out")
+        recipe, chosen, seeds = read_recipe(given.recipe, given.set), _chosen(given.only), _seeds(given.seeds)
+        if given.list:
+            for one in chosen:
+                print(f"{one.name:<12} {one.what:<42} {' '.join(one.keys(recipe))}")
+            return 0
+        options = [*rest, "--recipe", given.recipe, *(word for key in given.set for word in ("--set", key))]
+        outcomes = []
+        for one in chosen:
+            errors = [train(one, seed, given.out / f"{one.name}-{seed}", recipe, options) for seed in seeds]
+            outcomes.append(Outcome(one.name, one.what, [top1 for top1, _ in errors], [top5 for _, top5 in errors], one.paper, one.source))
+        with atomic_file(given.out / "ablations.json", "w") as file:
+            json.dump([asdict(one) for one in outcomes], file, indent=1)
+        print(table(outcomes))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

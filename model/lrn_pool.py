@@ -23,7 +23,7 @@ def relu_lrn_pool(x: torch.Tensor, *, relu: bool, columns: int, k: float, n: int
     relu: whether a ReLU comes first; the others as in lrn.lrn. float32 and bfloat16 go through the fused form, on the CPU in Numba, on
     a GPU in Triton; other types through the plain one.
     """
-    form = _form(x)
+    form = _form(x, n)
     if form is None:
         return relu_lrn_pool_plain(x, relu=relu, columns=columns, k=k, n=n, alpha=alpha, beta=beta)
     pooled: torch.Tensor = _ReluLrnPool.apply(x, form, relu, columns, k, n, alpha, beta)
@@ -35,7 +35,7 @@ def relu_lrn_pool_plain(x: torch.Tensor, *, relu: bool, columns: int, k: float, 
     return F.max_pool2d(lrn(F.relu(x) if relu else x, columns=columns, k=k, n=n, alpha=alpha, beta=beta), 3, 2)
 
 
-def _form(x: torch.Tensor) -> ModuleType | None:
+def _form(x: torch.Tensor, n: int) -> ModuleType | None:
     """The module whose forward() and backward() do it for this tensor; None: there is none."""
     if x.dtype not in (torch.float32, torch.bfloat16):
         return None
@@ -44,7 +44,7 @@ def _form(x: torch.Tensor) -> ModuleType | None:
             import model.lrn_pool_kernel as on_gpu
         except ImportError:  # no Triton: the plain form gives the same
             return None
-        return on_gpu
+        return on_gpu if n <= on_gpu.WIDEST else None
     import model.lrn_pool_cpu as on_cpu
 
     return on_cpu

@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 BLOCK = 1024  # parameters of a program; 8 of a lane, whose bfloat16 is one 16-byte word
 
 
@@ -45,24 +46,28 @@ def update(
     the device, read when the kernel runs, so that a CUDA graph replays with a new one. All but rate have one shape, and the same strides
     without gaps.
     """
-    tensors = [weight, velocity, gradient, *([] if compute is None else [compute])]
-    for tensor in tensors:
-        same = tensor.shape == weight.shape and tensor.stride() == weight.stride() and _dense(tensor)
+    for tensor in (weight, velocity, gradient, *([] if compute is None else [compute])):
+        same = tensor.shape == weight.shape and _strides(tensor) == _strides(weight)
         assert same, f"a tensor of {tuple(tensor.shape)} with strides {tensor.stride()} beside a weight of {tuple(weight.shape)}, {weight.stride()}"
+    assert _dense(weight), f"a weight of {tuple(weight.shape)} with strides {weight.stride()} has gaps"
     assert rate.dtype == weight.dtype == velocity.dtype == torch.float32, "weight, velocity and rate are float32"
     assert compute is None or compute.dtype == torch.bfloat16, "the copy of the weights is bfloat16"
     size = weight.numel()
     if size:
         with torch.cuda.device_of(weight):
-            _update[(-(-size // BLOCK),)](
-                *(weight, velocity, gradient, compute, rate, float(momentum), float(weight_decay), size), COMPUTE=compute is not None, BLOCK=BLOCK
-            )
+            numbers = rate, float(momentum), float(weight_decay), size
+            _update[(-(-size // BLOCK),)](weight, velocity, gradient, compute, *numbers, COMPUTE=compute is not None, BLOCK=BLOCK, **OPTIONS)
+
+
+def _strides(tensor: torch.Tensor) -> list[tuple[int, int]]:
+    """(stride, extent) of its dimensions; those of one element have none that matters."""
+    return [(s, c) for s, c in zip(tensor.stride(), tensor.shape, strict=True) if c != 1]
 
 
 def _dense(tensor: torch.Tensor) -> bool:
     """Whether its elements lie in memory without gaps, in whatever order."""
     extent = 1
-    for stride, count in sorted((s, c) for s, c in zip(tensor.stride(), tensor.shape, strict=True) if c > 1):
+    for stride, count in sorted(_strides(tensor)):
         if stride != extent:
             return False
         extent *= count

@@ -165,6 +165,7 @@ class ImageLoader:
             stream=self._stream,
             times=self.times,
         )
+        self._passes.foresee(self.epoch)  # while whoever made the loader makes other things
 
     def _make_pixels(self, augmentation: Augmentation, place: torch.device) -> CpuPixels | GpuPixels:
         if place.type == "cpu":

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -155,7 +158,8 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
     if content.count(b",") > MAX_COMMAS:
         raise InputError(f"{path} has more than the {MAX_COMMAS:,} entries that a manifest may have; {_AGAIN}")
     try:
-        manifest = Manifest.model_validate_json(content)
+        with no_collection():
+            manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
         if error.error_count() > _MANY_FAULTS:
             raise InputError(f"{path}: {error.error_count():,} entries are not those of a manifest; {_AGAIN}") from None
@@ -163,6 +167,18 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
         where = ".".join(str(part) for part in first["loc"]) or "the whole file"
         raise InputError(f"{path}: {where}: {first['msg']}; {_AGAIN}") from None
     return manifest, hashlib.sha256(content).hexdigest()
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Where only things that stay are made: Python would look for garbage in all that torch has made, 0.2 s at a time, once they are many."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 _AGAIN = "make the shards again with tools/make_shards.py"

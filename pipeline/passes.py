@@ -31,12 +31,17 @@ class Passes:
         return self.kind if self.kind == "global" else f"windowed over {self.window} shards"
 
     def ids(self, epoch: int) -> np.ndarray:
-        """Sample id at every position of an epoch; that of the next is computed meanwhile, half a second for ImageNet."""
+        """Sample id at every position of an epoch; that of the next is computed meanwhile, a tenth of a second for ImageNet."""
         ready = self._ahead.pop(epoch, None)
         found = ready.result() if ready is not None else self.ids_anew(epoch)
         self._ahead.clear()
-        self._ahead[epoch + 1] = self._thread.submit(self.ids_anew, epoch + 1)
+        self.foresee(epoch + 1)
         return found
+
+    def foresee(self, epoch: int) -> None:
+        """Begin to compute the order of an epoch that will be asked for."""
+        if epoch not in self._ahead:
+            self._ahead[epoch] = self._thread.submit(self.ids_anew, epoch)
 
     def ids_anew(self, epoch: int) -> np.ndarray:
         """Sample id at every position of any epoch."""
@@ -50,7 +55,8 @@ class Passes:
         """What brings the shards of a pass from `position` on near, where they are far or are to be read one behind the other."""
         if self.kind == "global" and not self.shards.is_remote:
             return None
-        shard_of = np.searchsorted(self.shards.first, ids, side="right") - 1
+        numbers = np.arange(len(self.shards.shards), dtype=np.min_scalar_type(len(self.shards.shards)))  # of 16 bits they are sorted in linear time
+        shard_of = np.repeat(numbers, np.diff(self.shards.first))[ids]
         window = 1 if not self.permuted else self.window if self.kind == "windowed" else len(self.shards.shards)
         shards = max(len(self.shards.shards), 1)
         gap = max(len(ids) * (shards - window) // shards // 2, 1) if window < shards else len(ids)  # half of what lies between two visits

@@ -51,7 +51,7 @@ class Samples:
 
     def known_bad(self, ids: np.ndarray) -> np.ndarray:
         """(n,) bool: which of the ids are known to be bad."""
-        return np.isin(ids, list(self._bad)) if self._bad else np.zeros(len(ids), bool)
+        return np.array([sample in self._bad for sample in ids.tolist()], bool) if self._bad else np.zeros(len(ids), bool)
 
     def reject(self, sample: int, reason: str) -> None:
         """A sample that was read, and could not be decoded. Raises BadSample under "stop"."""

@@ -6,6 +6,8 @@ import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,11 +15,12 @@ import numpy as np
 
 from pipeline.errors import BadSample, InputError
 from pipeline.jpeg_header import size_fault
-from pipeline.manifest import Manifest, Shard, read_manifest
+from pipeline.manifest import Manifest, Shard, no_collection, read_manifest
 from pipeline.remote import RemoteShards, is_url
 from pipeline.tarshard import Index, read_index, read_sample, tar_bytes
 
 OPEN_FILES = 256  # descriptors kept at once; a full ImageNet has more shards than some systems allow open files
+READERS, STRETCH = 16, 32  # threads that read indexes on opening, and shards that each takes at a time
 END_OF_IMAGE = b"\xff\xd9"
 BLOCK = 8 << 20  # bytes read at once where a shard is brought near
 
@@ -51,12 +54,9 @@ class ShardSet:
                 f"{self.folder} has no {split} split, only {', '.join(self.manifest.splits)}; make the shards again from a source that has one"
             )
         self.shards: tuple[Shard, ...] = self.manifest.splits[split].shards
-        self._paths = [self.folder / shard.name for shard in self.shards]
-        self._indexes: list[Index] = []
-        for path, shard in zip(self._paths, self.shards, strict=True):
-            index = read_index(path.with_suffix(".idx"), shard.samples)
-            _check_sizes(path, index, shard.samples, shard.bytes, self._remote is None)
-            self._indexes.append(index)
+        with no_collection():
+            self._paths = [self.folder / shard.name for shard in self.shards]
+            self._indexes = _read_indexes(self._paths, self.shards, self._remote is None)
         self.first = np.cumsum([0, *(shard.samples for shard in self.shards)])  # sample id of each shard's first, then their number
         self._first: list[int] = self.first.tolist()
         self._open: OrderedDict[int, int] = OrderedDict()
@@ -147,6 +147,23 @@ class ShardSet:
             self.close()
             if self._remote is not None:
                 self._remote.close()
+
+
+def _read_indexes(paths: Sequence[Path], shards: Sequence[Shard], local: bool) -> list[Index]:
+    """The shards' indexes, each checked, on threads: a disk behind a network answers late. Raises InputError for the first with a fault."""
+
+    def read(start: int) -> list[Index]:
+        stretch = slice(start, start + STRETCH)
+        return [_read_checked(path, shard, local) for path, shard in zip(paths[stretch], shards[stretch], strict=True)]
+
+    with ThreadPoolExecutor(READERS, "indexes") as pool:
+        return [index for stretch in pool.map(read, range(0, len(paths), STRETCH)) for index in stretch]
+
+
+def _read_checked(path: Path, shard: Shard, local: bool) -> Index:
+    index = read_index(path.with_suffix(".idx"), shard.samples)
+    _check_sizes(path, index, shard.samples, shard.bytes, local)
+    return index
 
 
 def _check_sizes(path: Path, index: Index, samples: int, size: int, local: bool) -> None:

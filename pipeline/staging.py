@@ -52,7 +52,7 @@ class Staging:
         """bring: called in the thread with a shard and `stop`, which asks it, and whoever waits for it, to give up; leave: when its
         visit is over."""
         self._visits, self._most, self._bring, self._leave = ahead, window + AHEAD, bring, leave
-        self._brought, self._left = 0, set[int]()  # visits, by their place in the list
+        self._brought, self._here = 0, list[Visit]()  # how many visits have been brought; those that have not ended
         self._needed = -1  # position up to which the reader waits for shards
         self._error: BaseException | None = None
         self._changed, self._stop = threading.Condition(), stop
@@ -62,10 +62,9 @@ class Staging:
     def reach(self, first: int, last: int) -> None:
         """Let go of the shards whose visits end before `first`, and wait until those of positions up to `last` are here."""
         with self._changed:
-            for number in range(self._brought):
-                if number not in self._left and self._visits[number].last < first:
-                    self._left.add(number)
-                    self._leave(self._visits[number].shard)
+            for visit in [visit for visit in self._here if visit.last < first]:
+                self._here.remove(visit)
+                self._leave(visit.shard)
             self._needed = max(self._needed, last)
             self._changed.notify_all()
             while self._brought < len(self._visits) and self._visits[self._brought].first <= last:
@@ -78,7 +77,7 @@ class Staging:
     def _run(self) -> None:
         for visit in self._visits:
             with self._changed:
-                while self._brought - len(self._left) >= self._most and visit.first > self._needed and not self._stop.is_set():
+                while len(self._here) >= self._most and visit.first > self._needed and not self._stop.is_set():
                     self._changed.wait(PATIENCE)
             if self._stop.is_set():
                 return
@@ -87,7 +86,9 @@ class Staging:
             except BaseException as error:
                 self._error = error
             with self._changed:
-                self._brought += self._error is None
+                if self._error is None:
+                    self._brought += 1
+                    self._here.append(visit)
                 self._changed.notify_all()
             if self._error is not None:
                 return
@@ -98,7 +99,6 @@ class Staging:
             self._stop.set()
             self._changed.notify_all()
         self._thread.join()
-        for number in range(self._brought):
-            if number not in self._left:
-                self._leave(self._visits[number].shard)
-        self._left.update(range(self._brought))
+        for visit in self._here:
+            self._leave(visit.shard)
+        self._here = []

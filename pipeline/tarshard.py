@@ -10,8 +10,10 @@ import hashlib
 import os
 import re
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 from crc32c import crc32c
@@ -39,15 +41,45 @@ class WrittenShard:
     index_sha256: str
 
 
+class Keys(Sequence[str]):
+    """The keys of a shard in the bytes that they have, 20 a key where a str takes 70: a process has all of 20 million at hand."""
+
+    def __init__(self, text: bytes, ends: np.ndarray) -> None:
+        """text: all keys, one behind the other; ends: (n,) int32, where each ends."""
+        self._text, self._ends = text, ends
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return [self[one] for one in range(*row.indices(len(self)))]
+        row = range(len(self))[row]  # a negative one counts from the end; IndexError
+        return self._text[self._ends[row - 1] if row else 0 : self._ends[row]].decode("ascii")
+
+
 @dataclass(frozen=True)
 class Index:
-    """Where the samples of one shard are. Offsets and sizes in bytes, (n,) int64; `jpeg` and `label` point at the data."""
+    """Where the samples of one shard are, in bytes. (n,): jpeg_offset, of the data, int64; jpeg_size int32; label_size uint8."""
 
-    keys: list[str]
+    keys: Keys
     jpeg_offset: np.ndarray
     jpeg_size: np.ndarray
-    label_offset: np.ndarray
     label_size: np.ndarray
+
+    @property
+    def label_offset(self) -> np.ndarray:
+        """(n,) int64: of the labels' data, which follow from the pictures'."""
+        return self.jpeg_offset + _label_distance(self.jpeg_size)
+
+
+def _label_distance(jpeg_size: Any) -> Any:
+    """From a picture's first byte to its label's: the picture in whole blocks, and the label's header."""
+    return (jpeg_size + (BLOCK - 1)) // BLOCK * BLOCK + BLOCK
 
 
 def write_shard(path: Path, samples: list[tuple[str, bytes, int]]) -> WrittenShard:
@@ -86,9 +118,30 @@ def read_index(path: Path, samples: int = MAX_SAMPLES) -> Index:
     """
     try:
         content = read_bounded(path, (samples + 1) * MAX_LINE, f"the index of {samples:,} samples can have; {_AGAIN}")
-        lines = content.decode("ascii").splitlines()
     except FileNotFoundError:
         raise InputError(f"{path} is missing; {_AGAIN}") from None
+    return _read_quickly(content) or _read_by_line(path, content)
+
+
+def _read_quickly(content: bytes) -> Index | None:
+    """A right index; None for any other, and for one that is right and written in another way than ours."""
+    from pipeline.index_lines import read_lines  # late: Numba takes half a second to import, and who writes shards reads no index
+
+    count = content.count(b"\n") - 1
+    head = f"{INDEX_VERSION} {count}\n".encode()
+    if count < 0 or not content.endswith(b"\n") or not content.startswith(head):
+        return None
+    keys, ends = np.empty(len(content) // 2, np.uint8), np.empty(count, np.int32)  # each key stands twice
+    index = np.empty(count, np.int64), np.empty(count, np.int32), np.empty(count, np.uint8)
+    if not read_lines(np.frombuffer(content, np.uint8), len(head), *index, keys, ends):
+        return None
+    return Index(Keys(keys[: ends[-1] if count else 0].tobytes(), ends), *index)
+
+
+def _read_by_line(path: Path, content: bytes) -> Index:
+    """The same for an index that is wrong somewhere: it says where. Raises InputError."""
+    try:
+        lines = content.decode("ascii").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not ASCII; {_AGAIN}") from None
     if not lines or lines[0] != f"{INDEX_VERSION} {len(lines) - 1}":
@@ -105,32 +158,35 @@ def read_index(path: Path, samples: int = MAX_SAMPLES) -> Index:
         except (ValueError, OverflowError):
             raise InputError(f"{path}: line {row + 2}: an offset or size is not a number; {_AGAIN}") from None
         keys.append(key)
-    index = Index(keys, *numbers.T.copy())
-    _check_layout(path, index)
-    return index
+    _check_layout(path, keys, numbers)
+    ends = np.cumsum([len(key) for key in keys], dtype=np.int32)
+    return Index(Keys("".join(keys).encode(), ends), numbers[:, 0].copy(), numbers[:, 1].astype(np.int32), numbers[:, 3].astype(np.uint8))
 
 
 _AGAIN = "index and tar disagree: make the shards again with tools/make_shards.py"
 
 
-def _check_layout(path: Path, index: Index) -> None:
-    """Members lie one behind the other, so every offset follows from the sizes."""
-    sizes = np.stack((index.jpeg_size, index.label_size), axis=1)
+def _check_layout(path: Path, keys: list[str], numbers: np.ndarray) -> None:
+    """Members lie one behind the other, so every offset follows from the sizes. numbers: (n, 4) int64, offset and size of picture and label."""
+    offsets, sizes = numbers[:, 0::2], numbers[:, 1::2]
     padded = BLOCK + (sizes + BLOCK - 1) // BLOCK * BLOCK
     ends = np.cumsum(padded.reshape(-1))
     expected = np.concatenate((np.zeros(1, np.int64), ends[:-1])).reshape(-1, 2) + BLOCK
-    offsets = np.stack((index.jpeg_offset, index.label_offset), axis=1)
     wrong = ((offsets != expected) | (sizes < 1)).any(axis=1) | (sizes > (MAX_JPEG, MAX_LABEL)).any(axis=1)
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise InputError(f"{path}: line {row + 2} (sample {index.keys[row]}): offset or size does not fit the lines before; {_AGAIN}")
+        raise InputError(f"{path}: line {row + 2} (sample {keys[row]}): offset or size does not fit the lines before; {_AGAIN}")
+
+
+def _label_offset(index: Index, row: int) -> int:
+    return int(index.jpeg_offset[row]) + int(_label_distance(int(index.jpeg_size[row])))
 
 
 def tar_bytes(index: Index) -> int:
     """Size in bytes of the tar that this index describes."""
-    if not index.keys:
+    if not len(index.keys):
         return 2 * BLOCK
-    return int(index.label_offset[-1] + BLOCK + 2 * BLOCK)  # a label always fits one block
+    return _label_offset(index, -1) + BLOCK + 2 * BLOCK  # a label always fits one block
 
 
 def read_sample(descriptor: int, path: Path, index: Index, row: int) -> tuple[np.ndarray, int]:
@@ -140,7 +196,7 @@ def read_sample(descriptor: int, path: Path, index: Index, row: int) -> tuple[np
     """
     key, offset = index.keys[row], int(index.jpeg_offset[row])
     start = offset - BLOCK
-    jpeg_end, label_at = BLOCK + int(index.jpeg_size[row]), int(index.label_offset[row]) - start
+    jpeg_end, label_at = BLOCK + int(index.jpeg_size[row]), _label_offset(index, row) - start
     end = label_at + int(index.label_size[row])
     try:
         buffer = os.pread(descriptor, end, start)

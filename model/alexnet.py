@@ -15,7 +15,7 @@ from torch.nn.utils import skip_init
 
 from model.columns import Columns
 from model.convolve import blocks_weight, to_blocks, two_columns
-from model.design import LAYERS, Design
+from model.design import Design
 from model.hybrid import Hybrid, is_split
 from model.lrn import lrn, within_map_norm
 from model.lrn_pool import relu_lrn_pool
@@ -65,6 +65,7 @@ class AlexNet(nn.Module):
     conv3: nn.Conv2d
     conv4: nn.Conv2d
     conv5: nn.Conv2d
+    conv6: nn.Conv2d
     fc6: nn.Linear
     fc7: nn.Linear
     fc8: nn.Linear
@@ -93,10 +94,10 @@ class AlexNet(nn.Module):
         """Normal weights and constant biases by the design (paper, section 5), drawn for the whole net and cut to this rank's part."""
         generator = torch.Generator().manual_seed(seed)
         for layer, shape in self.design.shapes(self.num_classes).items():
-            i, module = LAYERS.index(layer), getattr(self, layer)
-            whole = torch.empty(shape).normal_(0.0, self.design.init_std[i], generator=generator)
+            (spread, bias), module = self.design.initial(layer), getattr(self, layer)
+            whole = torch.empty(shape).normal_(0.0, spread, generator=generator)
             module.weight.copy_(whole[self.columns.rows(layer, shape[0])])
-            module.bias.fill_(self.design.bias[i])
+            module.bias.fill_(bias)
 
     def forward(self, images: torch.Tensor, masks: Masks | None = None) -> torch.Tensor:
         """masks: this step's dropout in training; without it torch's own random state is used, which one device may."""
@@ -113,7 +114,9 @@ class AlexNet(nn.Module):
                 x = self._read(layer, x)
                 x = x if layer in design.relu_after_pool else self._fire(layer, x)
         x = F.max_pool2d(x, design.pool, 2)
-        x = (self._fire("conv5", x) if "conv5" in design.relu_after_pool else x).flatten(1)
+        x = self._fire("conv5", x) if "conv5" in design.relu_after_pool else x
+        x = self._fire("conv6", self._read("conv6", x)) if design.conv6 else x
+        x = x.flatten(1)
         for layer in ("fc6", "fc7"):
             if layer not in design.without:
                 x = self._drop(layer, self._fire(layer, self._read(layer, x)), masks)

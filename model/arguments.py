@@ -49,6 +49,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="go on from the run's last checkpoint; auto: or begin, where it has none yet",
     )
     parser.add_argument("--init-from", type=Path, help="begin with these weights: a checkpoint, .safetensors, .pth or .onnx")
+    parser.add_argument("--new-last-layer", action="store_true", help="with --init-from: all but its last layer, for other classes (fine-tuning)")
     parser.add_argument("--hybrid", action="store_true", help="convolutions data-parallel, fully connected layers split over all devices (2014)")
     parser.add_argument(
         "--save-every", type=_count, default=500, metavar="STEPS", help="steps between checkpoints; 0: at each epoch's end only (default: 500)"

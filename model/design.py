@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+ALL = (*LAYERS[:5], "conv6", *LAYERS[5:])  # with the layer that only the pretrained net has
 POOLED = ("conv1", "conv2", "conv5")  # layers that pooling follows; without conv5 it is where conv5 would be
 MIDDLE = ("conv3", "conv4", "conv5", "fc6", "fc7")  # layers that can be left out
 
@@ -43,7 +44,8 @@ class Design(BaseModel):
     ReLU comes after their pooling; within_map_norm: the 2012 program's second normalisation after conv2's; lrn: None, a net without;
     init_std: of the normal initial weights; bias: initial biases. What the paper takes away to see what it is worth: columns, 1: all
     layers read all of the one before; reads_both: of two columns, the layers that do, from conv2 on (conv1 reads the picture); pool: side of the
-    pooling windows, whose stride is 2; without: layers that are left out; activation.
+    pooling windows, whose stride is 2; without: layers that are left out; activation. conv6: maps of a sixth convolution, 3x3 over the last
+    pooling's maps of both columns, with the initial values of conv5 (section 6: of the net trained on all of ImageNet first).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,11 +64,12 @@ class Design(BaseModel):
     reads_both: tuple[str, ...] = ("conv3", "fc6", "fc7", "fc8")
     pool: Literal[2, 3] = 3
     without: tuple[str, ...] = ()
+    conv6: int | None = None
     activation: Literal["relu", "tanh"] = "relu"
 
     @model_validator(mode="after")
     def _possible(self) -> Design:
-        for value in (*self.maps, *self.hidden):
+        for value in (*self.maps, *self.hidden, *([] if self.conv6 is None else [self.conv6])):
             if value < 2 or value % 2:
                 raise ValueError(f"maps and hidden must be even and positive, since two columns share them, not {value}")
         if min(self.conv1_padding) < 0 or max(self.conv1_padding) > 10:
@@ -91,19 +94,24 @@ class Design(BaseModel):
 
     def layers(self) -> tuple[str, ...]:
         """The layers that there are, in order."""
-        return tuple(layer for layer in LAYERS if layer not in self.without)
+        return tuple(layer for layer in ALL if layer not in self.without and (layer != "conv6" or self.conv6))
+
+    def initial(self, layer: str) -> tuple[float, float]:
+        """Spread of a layer's normal initial weights, and its initial biases."""
+        place = LAYERS.index("conv5" if layer == "conv6" else layer)
+        return self.init_std[place], self.bias[place]
 
     def reads_all(self, layer: str) -> bool:
         """Whether a layer reads all outputs of the one before, not those of its own column only."""
-        return layer == "conv1" or self.columns == 1 or layer in self.reads_both
+        return layer in ("conv1", "conv6") or self.columns == 1 or layer in self.reads_both
 
     def exchanged(self) -> tuple[str, ...]:
         """Layers before which two columns on two devices have to exchange their outputs."""
-        return tuple(layer for layer in self.layers()[1:] if self.columns == 2 and layer in self.reads_both)
+        return tuple(layer for layer in self.layers()[1:] if self.columns == 2 and self.reads_all(layer))
 
     def outputs(self, classes: int) -> dict[str, int]:
         """Maps or features that a layer gives, both columns together."""
-        widths = dict(zip(LAYERS, (*self.maps, *self.hidden, classes), strict=True))
+        widths = dict(zip(ALL, (*self.maps, self.conv6 or 0, *self.hidden, classes), strict=True))
         return {layer: widths[layer] for layer in self.layers()}
 
     def inputs(self, classes: int = 2) -> dict[str, int]:
@@ -125,9 +133,9 @@ class Design(BaseModel):
 
     def map_sides(self) -> dict[str, int]:
         """Side of a convolution's outputs, by layer."""
-        side1, side2, side3, _ = self.sides()
-        sides = {"conv1": side1, "conv2": side2, "conv3": side3, "conv4": side3, "conv5": side3}
-        return {layer: side for layer, side in sides.items() if layer not in self.without}
+        side1, side2, side3, side4 = self.sides()
+        sides = {"conv1": side1, "conv2": side2, "conv3": side3, "conv4": side3, "conv5": side3, "conv6": side4}
+        return {layer: side for layer, side in sides.items() if layer in self.layers()}
 
     def shapes(self, classes: int) -> dict[str, tuple[int, ...]]:
         """Canonical weight shapes of the whole net by layer: (out, in, k, k) or (out, in)."""

@@ -158,6 +158,7 @@ def check_torchvision(design: Design) -> None:
             (f"input {design.input} with conv1_padding {list(design.conv1_padding)}, not 224 with [2, 2]", _torchvision_window(design)),
             ("LRN, which that net has not (lrn: null)", design.lrn is None or (design.lrn.alpha == 0 and design.lrn.k == 1)),
             (f"no {', no '.join(design.without)}", not design.without),
+            ("a sixth convolution", design.conv6 is None),
             ("fc6 or fc7 that read their own column only", design.reads_all("fc6") and design.reads_all("fc7")),
             (f"pooling windows of {design.pool}, not 3", design.pool == 3),
             (f"{design.activation} for ReLU", design.activation == "relu"),

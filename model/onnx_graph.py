@@ -68,7 +68,7 @@ def to_onnx(weights: dict[str, torch.Tensor], design: Design) -> bytes:
 
 
 def _layers(graph: Graph, design: Design) -> None:
-    before, after = design.conv1_padding
+    (before, after), convolutions = design.conv1_padding, list(design.map_sides())
     for layer, shape in design.shapes(2).items():
         if layer == "conv1":
             graph.add("Conv", "conv1.weight", "conv1.bias", strides=[4, 4], pads=[before, before, after, after])
@@ -79,8 +79,9 @@ def _layers(graph: Graph, design: Design) -> None:
             _normalised_pool(graph, design, layer)
         elif len(shape) == 4:
             _fire(graph, design)
-        if layer == [one for one in design.layers() if one.startswith("conv")][-1]:
+        if layer == [one for one in convolutions if one != "conv6"][-1]:
             graph.add("MaxPool", kernel_shape=[design.pool] * 2, strides=[2, 2])  # ReLU before or after it is the same, and tanh too
+        if layer == convolutions[-1]:
             graph.add("Flatten")
         if len(shape) == 2:
             _linear(graph, design, layer)

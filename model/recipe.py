@@ -48,7 +48,8 @@ class Training(BaseModel):
 
     deterministic: the same bits each time also on GPUs, where that costs speed; on CPUs they are the same anyway. precision: what
     layers compute in, auto: bfloat16 on GPUs and float32 on CPUs; weights are kept in float32 either way. step: fast, or plain: PyTorch's
-    own operators one behind the other, to compare with.
+    own operators one behind the other, to compare with. last_rate_factor: of fc8 over the others,
+    in the first last_rate_epochs epochs, or always.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -68,6 +69,8 @@ class Training(BaseModel):
     drop_epochs: tuple[int, ...] = ()
     conv1_slow_epoch: int | None = Field(default=None, ge=0)
     conv1_freeze_epoch: int | None = Field(default=None, ge=0)
+    last_rate_factor: float = Field(default=1.0, gt=0)
+    last_rate_epochs: int | None = Field(default=None, ge=1)
     log_every: int = Field(default=20, ge=1)
     deterministic: bool = False
     precision: Precision = "auto"

@@ -161,11 +161,12 @@ def _state(run: Run) -> dict[str, Any]:
 
 
 def _parameter_groups(net: AlexNet, recipe: Recipe) -> list[dict[str, Any]]:
-    """Four groups by the names that Schedule.rates gives rates to."""
+    """Groups by the names that Schedule.rates gives rates to: of a parameter, or of all weights or biases that have none of their own."""
     t, groups = recipe.train, []
-    for name in ("conv1.weight", "conv1.bias", "weight", "bias"):
+    names = list(Schedule(t).rates(0))
+    for name in names:
         kind = name.split(".")[-1]
-        chosen = [p for n, p in net.named_parameters() if n == name or (name == kind and n.endswith(kind) and not n.startswith("conv1."))]
+        chosen = [p for n, p in net.named_parameters() if n == name or (name == kind and n.endswith(kind) and n not in names)]
         groups.append({"name": name, "params": chosen, "weight_decay": t.weight_decay if kind == "weight" else t.bias_weight_decay})
     return groups
 
@@ -179,11 +180,15 @@ def whole_shape(net: AlexNet, name: str) -> torch.Size:
 
 @dataclass(frozen=True)
 class Start:
-    """How a run begins: at `checkpoint`, whose state.json is `state`; or with the weights of a file; or with neither, as the recipe says."""
+    """How a run begins: at `checkpoint`, whose state.json is `state`; or with the weights of a file; or with neither, as the recipe says.
+
+    new_last_layer: fc8 as the recipe says, whatever the file has.
+    """
 
     checkpoint: Path | None = None
     state: dict[str, Any] = field(default_factory=dict)
     init_from: Path | None = None
+    new_last_layer: bool = False
 
 
 def build_run(folder: Path, recipe: Recipe, layout: Layout, source: Source, start: Start | None = None, profile: int = 0) -> Run:
@@ -253,8 +258,9 @@ def _set(run: Run, start: Start) -> None:
         run.usual = Usual(start.state.get("usual_losses", ()))
         run.saver.saved = run.step
     elif start.init_from is not None:
-        weights = read_weights(start.init_from, run.recipe.model, run.net.num_classes)
+        weights = read_weights(start.init_from, run.recipe.model, run.net.num_classes, new_last_layer=start.new_last_layer)
         with torch.no_grad():
             for name, parameter in run.net.named_parameters():
-                parameter.copy_(own_part(run.net, name, weights[name]))
+                if name in weights:
+                    parameter.copy_(own_part(run.net, name, weights[name]))
         save_run(run)  # so that its first steps can be repeated without the file

@@ -21,7 +21,7 @@ class Schedule:
         self.drops = 0
 
     def rates(self, epoch: int) -> dict[str, float]:
-        """Rate of each parameter group: conv1.weight, conv1.bias, weight (of the other layers), bias."""
+        """Rate of each parameter group: conv1.weight, conv1.bias, weight (of the other layers), bias; fc8's where they are others."""
         t = self.training
         fallen = self.drops if t.schedule == "plateau" else sum(epoch >= at for at in t.drop_epochs)
         weight = t.rate * 0.1**fallen
@@ -29,7 +29,11 @@ class Schedule:
         slow = 0.1 if t.conv1_slow_epoch is not None and epoch >= t.conv1_slow_epoch else 1.0
         if t.conv1_freeze_epoch is not None and epoch >= t.conv1_freeze_epoch:
             slow = 0.0
-        return {"conv1.weight": weight * slow, "conv1.bias": bias * (slow if slow == 0.0 else 1.0), "weight": weight, "bias": bias}
+        rates = {"conv1.weight": weight * slow, "conv1.bias": bias * (slow if slow == 0.0 else 1.0), "weight": weight, "bias": bias}
+        if t.last_rate_factor != 1:
+            factor = t.last_rate_factor if t.last_rate_epochs is None or epoch < t.last_rate_epochs else 1.0
+            rates |= {"fc8.weight": weight * factor, "fc8.bias": bias * factor}
+        return rates
 
     def validated(self, error: float) -> bool:
         """Take note of an epoch's validation error (a fraction); True when it is the best so far."""

@@ -54,6 +54,8 @@ def _choose_run(given: argparse.Namespace, folder: Path, read: bool) -> tuple[Re
         raise InputError("--dry-run keeps nothing, and so goes on with nothing; leave --resume out")
     if given.init_from and not given.init_from.exists():
         raise InputError(f"{given.init_from} is not there; give a checkpoint's folder, .safetensors, .pth or .onnx")
+    if given.new_last_layer and not given.init_from:
+        raise InputError("--new-last-layer is of a net that is gone on from: name its weights by --init-from")
     if given.init_from and given.resume == "yes":
         raise InputError("--init-from begins a run, and --resume goes on with one; leave one of them out")
     if newest is None and given.resume == "yes":
@@ -63,7 +65,7 @@ def _choose_run(given: argparse.Namespace, folder: Path, read: bool) -> tuple[Re
     if newest is not None:
         state = checkpoint.load_state(newest, files=read)
         return _resumed_recipe(given, folder, check_recipe(state["recipe"], str(newest))), Start(newest, state)
-    return read_recipe(given.recipe or "alexnet", given.set), Start(init_from=given.init_from)
+    return read_recipe(given.recipe or "alexnet", given.set), Start(init_from=given.init_from, new_last_layer=given.new_last_layer)
 
 
 def _resumed_recipe(given: argparse.Namespace, folder: Path, recipe: Recipe) -> Recipe:

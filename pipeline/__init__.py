@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pipeline.cache import CacheSettings
     from pipeline.check import check_folder
     from pipeline.loader import ImageLoader
+    from pipeline.one_picture import mean_image, views_of
     from pipeline.samples import Skipped
     from pipeline.shards import ShardSet
 
@@ -26,6 +27,8 @@ _LATER = {
     "ShardSet": "shards",
     "Skipped": "samples",
     "check_folder": "check",
+    "mean_image": "one_picture",
+    "views_of": "one_picture",
 }
 __all__ = [
     "STAGES",
@@ -42,8 +45,10 @@ __all__ = [
     "check_folder",
     "fsync_folder",
     "line_of_place",
+    "mean_image",
     "one_line_errors",
     "read_manifest",
+    "views_of",
 ]
 
 

@@ -34,6 +34,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "tanh": {"activation": "tanh"},
     "tanh after pooling, no LRN": {"activation": "tanh", "relu_after_pool": ("conv1", "conv5"), "lrn": None},
     **{f"no {layer}": {"without": (layer,)} for layer in ("conv3", "conv4", "conv5", "fc6", "fc7")},
+    "a sixth convolution": {"conv6": 6},
+    "a sixth convolution, no conv5": {"conv6": 6, "without": ("conv5",)},
     "no fc6, no fc7, no conv5": {"without": ("fc6", "fc7", "conv5")},
 }
 
@@ -69,7 +71,9 @@ def written_out(net: AlexNet, x: torch.Tensor) -> torch.Tensor:
     x = normalised_pool("conv2", F.conv2d(x, weight("conv2"), p["conv2.bias"], padding=2))
     for layer in ("conv3", "conv4", "conv5"):
         x = x if layer in d.without else fire(F.conv2d(x, weight(layer), p[f"{layer}.bias"], padding=1))
-    x = F.max_pool2d(x, d.pool, 2).flatten(1)
+    x = F.max_pool2d(x, d.pool, 2)
+    x = fire(F.conv2d(x, p["conv6.weight"], p["conv6.bias"], padding=1)) if d.conv6 else x
+    x = x.flatten(1)
     for layer in ("fc6", "fc7"):
         x = x if layer in d.without else fire(F.linear(x, weight(layer) if d.reads_all(layer) else blocks(p[f"{layer}.weight"]), p[f"{layer}.bias"]))
     return F.linear(x, p["fc8.weight"], p["fc8.bias"])

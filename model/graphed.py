@@ -53,7 +53,8 @@ class GraphedStep:
         self._warm_up()
         pool = None
         for slot in self._slots:
-            with torch.cuda.graph(slot.graph, pool=pool, stream=self._stream):
+            # Only this thread's calls are captured: the loader's threads take memory meanwhile.
+            with torch.cuda.graph(slot.graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
                 slot.loss = self._compute(slot)
             pool = slot.graph.pool()
 

@@ -35,7 +35,7 @@ def run_rank(given: argparse.Namespace, layout: Layout, folder: Path, recipe: Re
     source = Source(given.shards, cores if given.threads is None else given.threads, given.on_bad_sample, given.local, given.local_gb, given.prefetch)
     set_deterministic(recipe.train.deterministic, layout.device)
     try:
-        run = build_run(folder, recipe, layout, source, start, given.profile)
+        run = build_run(folder, recipe, layout, source, start, given.profile, graph=not given.dry_run)
         run.watch, run.save_every = watch, given.save_every
         try:
             return _dry_run(run) if given.dry_run else _train(run, given.shards, start)

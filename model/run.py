@@ -191,8 +191,11 @@ class Start:
     new_last_layer: bool = False
 
 
-def build_run(folder: Path, recipe: Recipe, layout: Layout, source: Source, start: Start | None = None, profile: int = 0) -> Run:
-    """A run at its beginning, or where a checkpoint left it; profile: steps whose time line is written. Raises InputError."""
+def build_run(folder: Path, recipe: Recipe, layout: Layout, source: Source, start: Start | None = None, profile: int = 0, graph: bool = True) -> Run:
+    """A run at its beginning, or where a checkpoint left it. Raises InputError.
+
+    profile: steps whose time line is written; graph: whether a step may be a CUDA graph, of whose parts nothing is seen.
+    """
     start = start or Start()
     state = start.state
     loader = train_loader(source, recipe, layout, state["loader"]["epoch"] if state else 0)
@@ -230,7 +233,7 @@ def build_run(folder: Path, recipe: Recipe, layout: Layout, source: Source, star
         saver=Saver(folder / "checkpoints", layout.saving_group, layout.first, layout.device),
     )
     _set(run, start)
-    run.take_step = make_step(net, model, optimiser, recipe, layout, graph=not profile)  # may copy the weights, so not before they are set
+    run.take_step = make_step(net, model, optimiser, recipe, layout, graph=graph and not profile)  # may copy the weights, so not before they are set
     if layout.first:
         (folder / "kernels").mkdir(parents=True, exist_ok=True)
     return run

@@ -121,6 +121,8 @@ def benchmark(given: argparse.Namespace, chosen: list[Row]) -> dict[str, Any]:
         except InputError as error:
             left_out[row.key] = str(error)
             print(f"left out: {error}", file=sys.stderr)
+    for precision, (kind, _) in PRECISIONS.items():  # again: what disturbed the first look is seldom still there
+        machines[precision] = _better(machines[precision], _machine(device, kind))
     found = [
         summary(row, batch, [one[i] for one in rounds[row.key]], machines) for row in chosen for i, batch in enumerate(batches) if rounds[row.key]
     ]
@@ -141,6 +143,10 @@ def _machine(device: torch.device, kind: torch.dtype) -> Machine:
     if device.type == "cuda" and "H200" in torch.cuda.get_device_name(device) and kind == torch.bfloat16:
         return H200
     return measured_machine(device, kind)
+
+
+def _better(one: Machine, other: Machine) -> Machine:
+    return Machine(one.name, max(one.flops, other.flops), max(one.bandwidth, other.bandwidth))
 
 
 def summary(row: Row, batch: int, rounds: list[dict[str, Any]], machines: dict[str, Machine]) -> dict[str, Any]:

@@ -127,10 +127,10 @@ class AlexNet(nn.Module):
         module = getattr(self, layer)
         if self.design.reads_all(layer):
             return self.columns.read(layer, module, x)
-        if self.groups == 1:
+        form = self.ways.forms.get(layer, "grouped")
+        if self.groups == 1 or (isinstance(module, nn.Conv2d) and form == "grouped"):
             out: torch.Tensor = module(x)
             return out
-        form = self.ways.forms.get(layer, "grouped")
         return two_columns(x, module.weight, module.bias, None if isinstance(module, nn.Linear) else module.weight.shape[-1] // 2, form)
 
     def _conv1(self, images: torch.Tensor) -> torch.Tensor:

@@ -208,7 +208,7 @@ def test_a_row_that_fails_is_named_and_the_others_go_on(
     made_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A loss that is not finite, by a rate that no training survives; the rows of the other supply are measured."""
-    monkeypatch.setattr("tools.peer_nets.RATE", 1e30)
+    monkeypatch.setattr("tools.plain_nets.RATE", 1e30)
     out = tmp_path / "x.json"
     place = ["--shards", str(made_shards), "--out", str(out), "--recipe", "small", *SETTINGS, "--threads", "1"]
     assert bench_endtoend.main([*place, "--batch", "4", "--rows", "ours-resident,dali-float32", "--seconds", "0.02"]) == 1

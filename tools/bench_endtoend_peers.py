@@ -19,8 +19,8 @@ from tools.bench_endtoend_clock import Given, Losses, Supply
 from tools.bench_endtoend_ours import Setup
 from tools.peer_formats import decoded
 from tools.peer_loaders import Endless, collate, window
-from tools.peer_nets import EagerAlexNet, Step, check_step, make_step
 from tools.peer_samples import Samples
+from tools.plain_nets import EagerAlexNet, Step, check_step, make_step
 
 
 class Windows(Dataset[tuple[np.ndarray, int, int]]):

@@ -14,8 +14,8 @@ from model.recipe import Recipe, Training
 from model.sgd import PaperSGD
 from model.step import HalfStep, PlainStep, Step, make_step, ways_for
 from model.ways import Precision, Ways
-from tools.peer_nets import EagerAlexNet
-from tools.peer_nets import make_step as make_peer_step
+from tools.plain_nets import EagerAlexNet
+from tools.plain_nets import make_step as make_peer_step
 
 CLASSES, RATE = 1000, 1e-4  # of random pictures nothing is to be learned: a rate with which the loss stays a number
 

@@ -11,7 +11,7 @@ import torch
 from model.alexnet import AlexNet, parameter_totals
 from model.design import Design, Lrn
 from pipeline.errors import InputError
-from tools.peer_nets import EagerAlexNet, make_step
+from tools.plain_nets import EagerAlexNet, make_step
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ def test_the_peers_net_computes_what_ours_does_but_for_the_border_of_the_columns
     eager.load_state_dict(ours.state_dict())
     images = torch.randn(2, 3, 99, 99, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 60
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tools.peer_nets._lrn", lambda x: torch.nn.functional.local_response_norm(x, 1, alpha=1e-4, beta=0.75, k=2.0))
+        patch.setattr("tools.plain_nets._lrn", lambda x: torch.nn.functional.local_response_norm(x, 1, alpha=1e-4, beta=0.75, k=2.0))
         torch.testing.assert_close(eager(images), ours(images))
     whole = AlexNet(5, design.model_copy(update={"lrn": Lrn()})).double().eval()
     torch.testing.assert_close(eager(images), whole(images), rtol=1e-2, atol=1e-3)

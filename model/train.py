@@ -102,6 +102,7 @@ def _train_as_launched(given: argparse.Namespace) -> int:
     if given.dry_run and not folder.parent.name.startswith(DRY):
         raise InputError("--dry-run starts its own ranks, on this machine; leave torchrun out")
     recipe, start = _choose_run(given, folder, read=True)
+    given.columns = _columns(given, recipe)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if given.device == "auto" else given.device
 
     def work() -> int:
@@ -116,6 +117,11 @@ def _train_as_launched(given: argparse.Namespace) -> int:
         return code
 
     return on_rank(work)
+
+
+def _columns(given: argparse.Namespace, recipe: Recipe) -> int | None:
+    """What was asked for; a net of one column is never shared by two devices unasked."""
+    return 1 if given.columns is None and recipe.model.columns == 1 else given.columns
 
 
 def _check_shards(given: argparse.Namespace) -> None:
@@ -140,7 +146,7 @@ def _launch(given: argparse.Namespace, words: list[str], ranks: int, columns: in
 def _train_here(given: argparse.Namespace, folder: Path, words: list[str]) -> int:
     """On this machine's devices: in this process if it is one, else in one process each."""
     recipe, _ = _choose_run(given, folder, read=False)
-    ranks, columns, device = choose(given.devices, given.columns, given.device, recipe.train.batch, given.hybrid)
+    ranks, columns, device = choose(given.devices, _columns(given, recipe), given.device, recipe.train.batch, given.hybrid)
     if ranks > 1 or given.verify:
         _check_shards(given)  # before processes are started for nothing
     if ranks == 1 and given.restarts is None:

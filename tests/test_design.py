@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from conftest import on_ranks
 from pydantic import ValidationError
 from torch import nn
+from training import train
 
 from model.alexnet import AlexNet, MaskDraw, gather_parameter, parameter_totals, whole_state
 from model.columns import Columns
@@ -132,6 +133,18 @@ def test_two_columns_on_two_devices(tmp_path: Path) -> None:
             torch.testing.assert_close(pair["loss"], loss.detach(), rtol=1e-9, atol=1e-9)
             for key, parameter in net.named_parameters():
                 torch.testing.assert_close(pair["gradients"][key], parameter.grad, rtol=1e-7, atol=1e-9, msg=f"{name}: {key}")
+
+
+def test_two_devices_hold_a_net_of_one_column_each(made_shards: Path, tmp_path: Path) -> None:
+    """Two columns are what two devices get unasked."""
+    one = ("--devices", 2, "--set", "model.columns=1", "--set", "model.hidden=[8, 8]")
+    result = train(made_shards, tmp_path / "run", *one, epochs=1)
+    assert result.returncode == 0, result.stderr
+    assert "2 x cpu, both columns on each device, 2 replicas" in result.stdout
+    refused = train(made_shards, tmp_path / "refused", *one, "--columns", 2, epochs=1)
+    assert refused.returncode == 2
+    assert "this recipe's net has one column" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_what_columns_exchange() -> None:

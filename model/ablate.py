@@ -3,7 +3,7 @@
 python -m model.ablate --out runs/ablate [--only no-lrn,tanh] [--seeds 0,1,2] [any options of model.train, such as --shards, --recipe, --set]
 
 Each is a training of its own, by recipe keys alone (--list shows them); one that was stopped goes on, one that has ended is not repeated.
-The differences are of the ten views' errors, in points, from the whole net of the same seeds.
+The differences are of the ten views' errors, in points, from the whole net of the same seeds; beside them what the columns exchange.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from model.design import LAYERS, MIDDLE
-from model.recipe import Recipe, read_recipe
+from model.recipe import Recipe, change_recipe, read_recipe
 from model.run_lines import read_run
+from model.traffic import exchanged
 from pipeline import InputError, atomic_file, one_line_errors
 
 WHOLE = "whole"
+SENT = "sent: bytes that each column, on a device of its own, sends the other for a picture, forward and backward, at 32 bits a value (GPUs: 16)"
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,26 @@ def _fixed(*keys: str) -> Callable[[Recipe], list[str]]:
 
 def _half_net(recipe: Recipe) -> list[str]:
     """As the paper's net for one GPU: half of the kernels but for conv5's, and whole fully connected layers (section 3.2, footnote)."""
-    *halved, last = recipe.model.maps
+    *halved, last = recipe.alexnet.maps
     return ["model.columns=1", f"model.maps={[*(count // 2 + count // 2 % 2 for count in halved), last]}"]
+
+
+def _printed_window(recipe: Recipe) -> list[str]:
+    """224 for 227, as the paper prints: 3 pixels less, and 2 of padding on each side, which it does not mention, for as many places of conv1."""
+    design = recipe.alexnet
+    changed = {"input": design.input - 3, "conv1_padding": (2, 2)}
+    fits = design.conv1_padding == (0, 0) and design.model_copy(update=changed).sides() == design.sides()
+    return [f"model.input={design.input - 3}", "model.conv1_padding=[2, 2]"] if fits else []
+
+
+def _batch(times: float, rate: float = 1.0) -> Callable[[Recipe], list[str]]:
+    """Another batch at the recipe's rate, or at `rate` times it; that it grow with the batch is a rule of arXiv 1706.02677, section 2.1."""
+
+    def keys(recipe: Recipe) -> list[str]:
+        scaled = [f"train.rate={rate * recipe.train.rate:g}"] if rate != 1 else []
+        return [f"train.batch={max(1, int(times * recipe.train.batch))}", *scaled]
+
+    return keys
 
 
 ABLATIONS = (
@@ -68,17 +88,22 @@ ABLATIONS = (
     Ablation("no-crops", "the central window only", _fixed("data.crops=false")),
     Ablation("no-flips", "no mirror images", _fixed("data.flips=false")),
     Ablation("no-dropout", "no dropout", _fixed("model.dropout=0")),
+    Ablation("input-224", "windows 3 smaller, padded (224 for 227)", _printed_window),
+    Ablation("batch-half", "half the batch", _batch(0.5)),
+    Ablation("batch-double", "twice the batch", _batch(2)),
+    Ablation("batch-double-scaled", "twice the batch at twice the rate", _batch(2, 2)),
 )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one ablation, errors in percent by seed."""
+    """Of one ablation, errors in percent by seed. sent: bytes a picture from each column to the other, forward and backward."""
 
     name: str
     what: str
     top1: list[float]
     top5: list[float]
+    sent: tuple[int, int]
     paper: tuple[float | None, float | None]
     source: str
 
@@ -105,12 +130,20 @@ def _errors(folder: Path) -> tuple[float, float] | None:
     return (final["val_ten_view_top1_error_percent"], final["val_ten_view_top5_error_percent"]) if final else None
 
 
+def outcome(ablation: Ablation, folders: dict[int, Path], recipe: Recipe, options: list[str]) -> Outcome:
+    """Of the trainings in these folders, by seed. Raises InputError."""
+    errors = [train(ablation, seed, folder, recipe, options) for seed, folder in folders.items()]
+    run = read_run(next(iter(folders.values())))
+    sent = exchanged(run.recipe.model, run.classes)
+    return Outcome(ablation.name, ablation.what, [top1 for top1, _ in errors], [top5 for _, top5 in errors], sent, ablation.paper, ablation.source)
+
+
 def table(outcomes: list[Outcome]) -> str:
     """Errors, differences from the whole net in points, and the paper's. Of several seeds the means, and the spread of the differences."""
     whole = next((one for one in outcomes if one.name == WHOLE), None)
-    lines = [f"{'':<42}{'top-1 %':>9}{'top-5 %':>9}   {'worse by':>15}{'':>8}  {'the paper':>11}"]
+    lines = [f"{'':<42}{'top-1 %':>9}{'top-5 %':>9}{'sent':>11}   {'worse by':>15}{'':>8}  {'the paper':>11}"]
     for one in outcomes:
-        errors = f"{one.what:<42}{statistics.mean(one.top1):>9.2f}{statistics.mean(one.top5):>9.2f}   "
+        errors = f"{one.what:<42}{statistics.mean(one.top1):>9.2f}{statistics.mean(one.top5):>9.2f}{sum(one.sent):>11,}   "
         if whole is None or one is whole:
             lines.append(errors.rstrip())
             continue
@@ -119,18 +152,28 @@ def table(outcomes: list[Outcome]) -> str:
         spread = f"+-{statistics.stdev(differences[0]):.2f}" if len(one.top1) > 1 else ""
         said = " / ".join("-" if value is None else f"{value:+.1f}" for value in one.paper) if one.source else ""
         lines.append(f"{errors}{means:>15}{spread:>8}  {said:>11}  {one.source}".rstrip())
-    return "\n".join(lines)
+    return "\n".join([*lines, SENT])
 
 
-def _chosen(only: str | None) -> list[Ablation]:
-    """Raises InputError."""
+def chosen(only: str | None, recipe: Recipe) -> list[Ablation]:
+    """Those named, or all that change anything in this recipe. Raises InputError."""
+    changing = [one for one in ABLATIONS if one.name == WHOLE or change_recipe(recipe, one.keys(recipe)) != recipe]
     if only is None:
-        return list(ABLATIONS)
-    there, names = {one.name: one for one in ABLATIONS}, only.split(",")
-    unknown = [name for name in names if name not in there]
-    if unknown:
-        raise InputError(f"--only {unknown[0]} is not one of {', '.join(there)}")
-    return [one for one in ABLATIONS if one.name in names or one.name == WHOLE]
+        return changing
+    there, names = {one.name for one in ABLATIONS}, only.split(",")
+    for name in names:
+        if name not in there:
+            raise InputError(f"--only {name} is not one of {', '.join(one.name for one in ABLATIONS)}")
+        if name not in {one.name for one in changing}:
+            raise InputError(f"--only {name} changes nothing in this recipe; leave it out")
+    return [one for one in changing if one.name in names or one.name == WHOLE]
+
+
+def _show(ablations: list[Ablation], recipe: Recipe, only: str | None) -> None:
+    for one in ablations:
+        print(f"{one.name:<20} {one.what:<42} {' '.join(one.keys(recipe))}".rstrip())
+    same = [one.name for one in ABLATIONS if one not in ablations and not only]
+    print("all of these are trained, unless --only names some" + (f"; {', '.join(same)} would change nothing in this recipe" if same else ""))
 
 
 def _seeds(text: str) -> list[int]:
@@ -143,7 +186,7 @@ def _seeds(text: str) -> list[int]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="What each part of the net is worth. Options not listed go to model.train.", allow_abbrev=False)
     parser.add_argument("--out", type=Path, default=Path("runs/ablate"), help="folder of the trainings (default: runs/ablate)")
-    parser.add_argument("--only", help="names with commas between (default: all); the whole net is always trained")
+    parser.add_argument("--only", help="names with commas between (default: all that --list shows); the whole net is always trained")
     parser.add_argument("--seeds", default="0", help="of each training, with commas between (default: 0)")
     parser.add_argument("--list", action="store_true", help="show names, keys and the paper's figures, and stop")
     parser.add_argument("--recipe", default="alexnet", help="as of model.train (default: alexnet)")
@@ -153,16 +196,15 @@ def main(arguments: list[str] | None = None) -> int:
         for word in rest:
             if word.split("=")[0] in ("--run", "--resume"):
                 raise InputError(f"{word} is chosen for each training; name a folder for all by --out")
-        recipe, chosen, seeds = read_recipe(given.recipe, given.set), _chosen(given.only), _seeds(given.seeds)
+        recipe, seeds = read_recipe(given.recipe, given.set), _seeds(given.seeds)
+        ablations = chosen(given.only, recipe)
         if given.list:
-            for one in chosen:
-                print(f"{one.name:<12} {one.what:<42} {' '.join(one.keys(recipe))}")
+            _show(ablations, recipe, given.only)
             return 0
         options = [*rest, "--recipe", given.recipe, *(word for key in given.set for word in ("--set", key))]
         outcomes = []
-        for one in chosen:
-            errors = [train(one, seed, given.out / f"{one.name}-{seed}", recipe, options) for seed in seeds]
-            outcomes.append(Outcome(one.name, one.what, [top1 for top1, _ in errors], [top5 for _, top5 in errors], one.paper, one.source))
+        for one in ablations:
+            outcomes.append(outcome(one, {seed: given.out / f"{one.name}-{seed}" for seed in seeds}, recipe, options))
         with atomic_file(given.out / "ablations.json", "w") as file:
             json.dump([asdict(one) for one in outcomes], file, indent=1)
         print(table(outcomes))

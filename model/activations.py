@@ -12,9 +12,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from model.alexnet import AlexNet
 from model.columns import Columns
 from model.layout import Layout
+from model.net import Net
 
 BINS = 40
 PICTURES = 32  # that are looked at
@@ -37,7 +37,7 @@ class Histogram:
 
 
 @torch.no_grad()
-def measure(net: AlexNet, images: torch.Tensor, layout: Layout) -> dict[str, Histogram]:
+def measure(net: Net, images: torch.Tensor, layout: Layout) -> dict[str, Histogram]:
     """By name, such as "conv1/column0": all columns' on the first rank, this rank's on the others. All ranks that share a net call it;
     the hybrid's ranks with their whole net.
 
@@ -61,11 +61,11 @@ def measure(net: AlexNet, images: torch.Tensor, layout: Layout) -> dict[str, His
 
 
 def _histogram(values: torch.Tensor) -> Histogram:
+    silent = (values.transpose(0, 1).flatten(1) == 0).all(dim=1).float().mean()
     values = values.nan_to_num(nan=0.0, posinf=1e30)  # of a training that has come apart
     most = float(values.max()) if values.numel() else 0.0
     places = (values / (most or 1.0) * BINS).int().clamp_(max=BINS - 1)
     counts = torch.bincount(places.flatten(), minlength=BINS).tolist()  # on GPUs torch.histc has no deterministic form
-    silent = (values.transpose(0, 1).flatten(1) == 0).all(dim=1).float().mean()
     wide = values.double()
     return Histogram(most or 1.0, counts, values.numel(), float(wide.sum()), float((wide * wide).sum()), float(silent))
 

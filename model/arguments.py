@@ -23,7 +23,7 @@ def _minutes(word: str) -> float:
 
 
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train AlexNet on shards.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(description="Train AlexNet, or a VGG net, on shards.", allow_abbrev=False)
     parser.add_argument("--shards", default="shards", help="folder made by make_shards, or its URL: s3://, gs://, http(s):// (default: shards/)")
     parser.add_argument("--local", type=Path, help="of a URL: folder that shards are fetched into (default: ~/.cache/alexnet-shards)")
     parser.add_argument("--local-gb", type=float, help="of a URL: most of that folder to use, 10^9 bytes (default: half of what is free)")
@@ -31,7 +31,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--on-bad-sample", choices=("stop", "skip"), default="stop", help="stop with its name (default), or train on the next picture instead"
     )
     parser.add_argument("--verify", action="store_true", help="compare all shards with their sums first; a fault ends the run, also with skip")
-    parser.add_argument("--recipe", help="alexnet (the paper, default), alexnet-2012 (the authors' program), small, or a .yaml file")
+    parser.add_argument("--recipe", help="alexnet (the paper, default), alexnet-2012 (the authors' program), vgg, small, or a .yaml file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe, such as train.rate=0.02")
     parser.add_argument(
         "--columns", type=int, choices=(1, 2), help="devices that share one net: 2 puts a column on each (default: 2 where there are two GPUs)"

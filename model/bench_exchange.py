@@ -23,11 +23,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from model.alexnet import AlexNet, MaskDraw
+from model.alexnet import AlexNet
 from model.columns import Columns
 from model.launch import launch, under_launcher
 from model.layout import Layout, choose, join
 from model.memory import keep_freed_memory
+from model.net import MaskDraw
 from model.sgd import PaperSGD
 from model.step import PlainStep
 from pipeline import atomic_file, one_line_errors

@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 
-from model.alexnet import AlexNet, MaskDraw
+from model.alexnet import AlexNet
 from model.checkpoint import VELOCITY
 from model.layout import choose
 from model.memory import keep_freed_memory
+from model.net import MaskDraw
 from model.record import machine, versions
 from model.saving import Saver
 from model.sgd import PaperSGD

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from model.net_design import NetDesign
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 ALL = (*LAYERS[:5], "conv6", *LAYERS[5:])  # with the layer that only the pretrained net has
@@ -37,7 +38,7 @@ class Lrn(BaseModel):
         return {"k": self.k, "n": self.n, "alpha": self.alpha / self.n if self.divide_by_n else self.alpha, "beta": self.beta}
 
 
-class Design(BaseModel):
+class Design(BaseModel, NetDesign):
     """Sizes are totals over both columns; lists of eight go by layer: conv1 ... conv5, fc6, fc7, fc8.
 
     input: side of the picture in pixels; conv1_padding: zeros (before, after) each side of it; relu_after_pool: layers whose
@@ -93,36 +94,24 @@ class Design(BaseModel):
         return self
 
     def layers(self) -> tuple[str, ...]:
-        """The layers that there are, in order."""
         return tuple(layer for layer in ALL if layer not in self.without and (layer != "conv6" or self.conv6))
 
-    def initial(self, layer: str) -> tuple[float, float]:
-        """Spread of a layer's normal initial weights, and its initial biases."""
+    def initial(self, layer: str, classes: int) -> tuple[float, float]:
         place = LAYERS.index("conv5" if layer == "conv6" else layer)
         return self.init_std[place], self.bias[place]
 
     def reads_all(self, layer: str) -> bool:
-        """Whether a layer reads all outputs of the one before, not those of its own column only."""
         return layer in ("conv1", "conv6") or self.columns == 1 or layer in self.reads_both
 
-    def exchanged(self) -> tuple[str, ...]:
-        """Layers before which two columns on two devices have to exchange their outputs."""
-        return tuple(layer for layer in self.layers()[1:] if self.columns == 2 and self.reads_all(layer))
+    def kernel(self, layer: str) -> int:
+        return {"conv1": 11, "conv2": 5}.get(layer, 3)
+
+    def last_side(self) -> int:
+        return self.sides()[-1]
 
     def outputs(self, classes: int) -> dict[str, int]:
-        """Maps or features that a layer gives, both columns together."""
         widths = dict(zip(ALL, (*self.maps, self.conv6 or 0, *self.hidden, classes), strict=True))
         return {layer: widths[layer] for layer in self.layers()}
-
-    def inputs(self, classes: int = 2) -> dict[str, int]:
-        """Maps or features that come before a layer, both columns together: of a picture, of maps, or of flattened maps."""
-        widths, before = self.outputs(classes), 3
-        found: dict[str, int] = {}
-        for layer in self.layers():
-            if layer.startswith("fc") and not any(one.startswith("fc") for one in found):
-                before *= self.sides()[-1] ** 2
-            found[layer], before = before, widths[layer]
-        return found
 
     def sides(self) -> tuple[int, int, int, int]:
         """Side of the maps after conv1 and after the three poolings: 55, 27, 13, 6 for the paper."""
@@ -132,31 +121,6 @@ class Design(BaseModel):
         return after_conv1, first, second, (second - self.pool) // 2 + 1
 
     def map_sides(self) -> dict[str, int]:
-        """Side of a convolution's outputs, by layer."""
         side1, side2, side3, side4 = self.sides()
         sides = {"conv1": side1, "conv2": side2, "conv3": side3, "conv4": side3, "conv5": side3, "conv6": side4}
         return {layer: side for layer, side in sides.items() if layer in self.layers()}
-
-    def shapes(self, classes: int) -> dict[str, tuple[int, ...]]:
-        """Canonical weight shapes of the whole net by layer: (out, in, k, k) or (out, in)."""
-        found: dict[str, tuple[int, ...]] = {}
-        outputs, kernels = self.outputs(classes), {"conv1": 11, "conv2": 5}
-        for layer, before in self.inputs(classes).items():
-            read = before if self.reads_all(layer) else before // 2
-            kernel = () if layer.startswith("fc") else (kernels.get(layer, 3),) * 2
-            found[layer] = (outputs[layer], read, *kernel)
-        return found
-
-    def two_column_shapes(self, pictures: int) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], int]]:
-        """Of each convolution that reads its own column only: shape of its input, of its weights, padding."""
-        inputs, shapes, sides = self.inputs(), self.shapes(2), self.map_sides()
-        return {
-            layer: ((pictures, inputs[layer], side, side), shapes[layer], shapes[layer][-1] // 2)
-            for layer, side in sides.items()
-            if not self.reads_all(layer)
-        }
-
-    def multiply_adds(self, classes: int) -> dict[str, int]:
-        """Forward multiply-adds of one picture, by layer."""
-        sides = self.map_sides()
-        return {layer: prod(shape) * sides.get(layer, 1) ** 2 for layer, shape in self.shapes(classes).items()}

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,19 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from model import checkpoint
-from model.alexnet import AlexNet
+from model.evaluate_arguments import read_arguments
 from model.launch import end_with_parent, launch, under_launcher
 from model.layout import Layout, choose, join
 from model.memory import keep_freed_memory
-from model.pictures import Source, validation_loader
+from model.net import Net
+from model.nets import make_net
+from model.pictures import Source
 from model.rank import on_rank
 from model.recipe import Recipe, change_recipe, check_recipe
 from model.stop import Stopped, StopRequest
+from model.views import Show, default_batch, loader_of, name_of, of_windows, shown
 from model.ways import Ways, is_half
-from pipeline import Batch, ImageLoader, InputError, LoadingGivenUp, atomic_file, one_line_errors
+from pipeline import Batch, ImageLoader, InputError, LoadingGivenUp, WholeBatch, WholePictures, atomic_file, one_line_errors
 
 FIGURE_4 = 8  # pictures whose five best labels are kept
 
@@ -64,12 +67,12 @@ class Tally:
         self._layout, self._kept = layout, Result()
         self._counts = torch.zeros(3, dtype=torch.int64, device=layout.device)  # images, wrong top-1, wrong top-5
 
-    def add(self, batch: Batch, probabilities: torch.Tensor) -> None:
-        """probabilities: (n, classes), on the device of the batch."""
+    def add(self, labels: torch.Tensor, ids: torch.Tensor, probabilities: torch.Tensor) -> None:
+        """Of n pictures: labels and ids as in pipeline.Batch, and (n, classes) on the device of the labels."""
         best = probabilities.topk(min(5, probabilities.shape[1]), dim=1)
-        right, counted = best.indices == batch.labels[:, None], batch.labels >= 0  # a skipped sample's label is -1
+        right, counted = best.indices == labels[:, None], labels >= 0  # a skipped sample's label is -1
         self._counts += torch.stack((counted.sum(), (counted & ~right[:, 0]).sum(), (counted & ~right.any(dim=1)).sum()))
-        _keep_some(self._kept, batch, best)
+        _keep_some(self._kept, labels, ids, best)
 
     def result(self) -> Result:
         """Every rank must call it. Raises InputError where not one picture was counted."""
@@ -86,42 +89,44 @@ class Average:
     """The softmax outputs of several nets, each run over the same batches, summed picture by picture (paper, section 6)."""
 
     def __init__(self) -> None:
-        self.nets, self._sums, self._batches, self._place = 0, list[torch.Tensor](), list[Batch](), 0
+        self.nets, self._place = 0, 0
+        self._sums, self._shown = list[torch.Tensor](), list[tuple[torch.Tensor, torch.Tensor]]()
 
     def begin(self) -> None:
         """The next net starts at the first batch."""
         self.nets, self._place = self.nets + 1, 0
 
-    def add(self, batch: Batch, probabilities: torch.Tensor) -> None:
-        """Kept in the machine's memory: 4 bytes a picture and class."""
+    def add(self, labels: torch.Tensor, ids: torch.Tensor, probabilities: torch.Tensor) -> None:
+        """As Tally.add. Kept in the machine's memory: 4 bytes a picture and class."""
         if self.nets == 1:
             self._sums.append(probabilities.cpu())
-            self._batches.append(replace(batch, images=batch.images[:0]))
+            self._shown.append((labels, ids))
         else:
-            assert torch.equal(batch.labels, self._batches[self._place].labels), "the nets are shown the same pictures in the same order"
+            assert torch.equal(labels, self._shown[self._place][0]), "the nets are shown the same pictures in the same order"
             self._sums[self._place] += probabilities.cpu()
         self._place += 1
 
     def result(self, layout: Layout) -> Result:
         tally = Tally(layout)
-        for batch, total in zip(self._batches, self._sums, strict=True):
-            tally.add(batch, (total / self.nets).to(batch.labels.device))
+        for (labels, ids), total in zip(self._shown, self._sums, strict=True):
+            tally.add(labels, ids, (total / self.nets).to(labels.device))
         return tally.result()
 
 
 @torch.no_grad()
 def evaluate(
     net: torch.nn.Module,
-    loader: ImageLoader,
+    loader: ImageLoader | WholePictures,
     layout: Layout,
     stop: StopRequest | None = None,
     at: Callable[[str], None] = lambda stage: None,
     average: Average | None = None,
+    show: Show = of_windows,
 ) -> Result:
     """Run the whole split that `loader` stands at the start of; every rank returns the counts of all.
 
     With ten views the ten softmax outputs are averaged (paper, section 4.1). Raises Stopped after a batch in which `stop`
-    was asked for. at: told of each batch. average: what comes out goes into it too.
+    was asked for. at: told of each batch. average: what comes out goes into it too. show: see views.shown.
     """
     net.eval()
     tally = Tally(layout)
@@ -135,16 +140,15 @@ def evaluate(
             raise Stopped(number)
         if len(batch.ids) == 0:
             continue
-        probabilities = _probabilities(net, batch.images)
-        tally.add(batch, probabilities)
-        if average is not None:
-            average.add(batch, probabilities)
+        probabilities = show(net, batch)
+        for counts in (tally,) if average is None else (tally, average):
+            counts.add(batch.labels, batch.ids, probabilities)
     result = tally.result()
     net.train()
     return result
 
 
-def _until_given_up(loader: ImageLoader, stop: StopRequest | None) -> Iterator[Batch]:
+def _until_given_up(loader: ImageLoader | WholePictures, stop: StopRequest | None) -> Iterator[Batch | WholeBatch]:
     """The loader's batches. Raises Stopped where the wait for one was given up."""
     try:
         yield from loader
@@ -152,19 +156,12 @@ def _until_given_up(loader: ImageLoader, stop: StopRequest | None) -> Iterator[B
         raise Stopped(stop.noted() if stop is not None else 0) from None
 
 
-def _probabilities(net: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """(n, classes) softmax outputs; images (n, 3, s, s), or (n, views, 3, s, s) whose outputs are averaged."""
-    views = images.reshape(-1, *images.shape[-3:]).contiguous(memory_format=torch.channels_last)
-    logits = net(views)
-    return logits.float().softmax(dim=1).reshape(len(images), -1, logits.shape[1]).mean(dim=1)
-
-
-def _keep_some(result: Result, batch: Batch, best: Any) -> None:
-    for row in range(min(len(batch.ids), FIGURE_4 - len(result.predictions))):
-        if batch.labels[row] < 0:
+def _keep_some(result: Result, labels: torch.Tensor, ids: torch.Tensor, best: Any) -> None:
+    for row in range(min(len(ids), FIGURE_4 - len(result.predictions))):
+        if labels[row] < 0:
             continue
         pairs = list(zip(best.indices[row].tolist(), best.values[row].tolist(), strict=True))
-        result.predictions.append((int(batch.ids[row]), int(batch.labels[row]), pairs))
+        result.predictions.append((int(ids[row]), int(labels[row]), pairs))
 
 
 def write_predictions(path: Path, result: Result) -> None:
@@ -174,29 +171,13 @@ def write_predictions(path: Path, result: Result) -> None:
         json.dump(rows, file, indent=1)
 
 
-def load_net(path: Path) -> tuple[AlexNet, Recipe, dict[str, Any]]:
+def load_net(path: Path) -> tuple[Net, Recipe, dict[str, Any]]:
     """The whole net of a checkpoint, its recipe and its content. Raises InputError."""
     content = checkpoint.load(path)
     recipe = check_recipe(content["recipe"], str(path))
-    net = AlexNet(content["classes"], recipe.model)
+    net = make_net(content["classes"], recipe.model)
     net.load_state_dict(content["model"])
     return net, recipe, content
-
-
-def _read_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Top-1 and top-5 error of a checkpoint, or of several and of their average.")
-    what = "of runs: runs/RUN/checkpoints/best, latest, or a step's; of several the softmax outputs are averaged too"
-    parser.add_argument("--checkpoint", type=Path, required=True, nargs="+", metavar="CHECKPOINT", help=what)
-    parser.add_argument("--shards", default="shards", help="folder made by make_shards (default: shards/)")
-    parser.add_argument("--views", type=int, choices=(1, 10), default=10, help="centre view, or the paper's ten (default: 10)")
-    parser.add_argument("--split", choices=("val", "test"), default="val", help="test: the paper's figures of ILSVRC2010 (default: val)")
-    parser.add_argument("--batch", type=int, help="pictures at a time over all devices (default: by the recipe)")
-    parser.add_argument("--devices", type=int, default=1, help="number of devices, one process each, which share the pictures (default: 1)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--on-bad-sample", choices=("stop", "skip"), default="stop", help="a picture that cannot be used is not counted by skip")
-    parser.add_argument("--local", type=Path, help="of a URL: folder that shards are fetched into (default: ~/.cache/alexnet-shards)")
-    parser.add_argument("--local-gb", type=float, help="of a URL: most of that folder to use, 10^9 bytes (default: half of what is free)")
-    return parser.parse_args(arguments)
 
 
 def _evaluate(given: argparse.Namespace, layout: Layout) -> int:
@@ -212,7 +193,7 @@ def _evaluate(given: argparse.Namespace, layout: Layout) -> int:
     if average is not None:
         result = average.result(layout)
         if layout.first:
-            print(f"average of the {average.nets} nets, {_views(given.views)}: {result}")
+            print(f"average of the {average.nets} nets, {name_of(given.views, given.scales)}: {result}")
     return 0
 
 
@@ -220,8 +201,8 @@ def _evaluate_one(given: argparse.Namespace, layout: Layout, source: Source, pat
     net, recipe, content = load_net(path)
     recipe = change_recipe(recipe, ["data.decoder=dali"])  # the same pixels, and no library that this machine may not have
     if average is not None and given.batch is None:
-        given.batch = max(layout.world, recipe.train.batch // (1 if given.views == 1 else 4))  # one for all: ranks share a split by the batch
-    loader = validation_loader(source, recipe, layout, given.views, given.batch, given.split)
+        given.batch = default_batch(recipe, layout, given.views)  # one for all: ranks share a split by the batch
+    loader = loader_of(net, source, recipe, layout, given.views, given.scales, given.batch, given.split)
     if not len(loader.shards):
         raise InputError(f"{given.shards} has no pictures in its {given.split} split; make shards from a source that has some")
     if given.split == "test" and loader.shards.read(0)[1] < 0:
@@ -230,19 +211,16 @@ def _evaluate_one(given: argparse.Namespace, layout: Layout, source: Source, pat
         raise InputError(f"{given.shards} has other classes than {path} was trained on; give the shards of its training")
     net.ways = Ways(is_half(recipe.train.precision, layout.device), fused=recipe.train.step == "fast")
     net.to(layout.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    result = evaluate(net, loader, layout, average=average)
+    result = evaluate(net, loader, layout, average=average, show=shown(given.views))
     if layout.first:
-        print(f"{path}, {_views(given.views)}: {result}")
+        scales = loader.scales if isinstance(loader, WholePictures) else ()
+        print(f"{path}, {name_of(given.views, scales)}: {result}")
     for one in loader.skipped:
         print(f"not counted: {one.shard}, sample {one.key} at offset {one.offset}: {one.reason}")
 
 
-def _views(views: int) -> str:
-    return f"{views} view{'s' * (views > 1)}"
-
-
 def main(arguments: list[str] | None = None) -> int:
-    given = _read_arguments(arguments)
+    given = read_arguments(arguments)
     with one_line_errors():
         if under_launcher():
             end_with_parent()

@@ -6,9 +6,9 @@ The ending of --out chooses the form; all but torchvision's read the same pictur
 0 to 255 with the mean image subtracted, mean.npy of the shards.
   .safetensors   the parameters by canonical name (conv1.weight ... fc8.bias), recipe and classes beside them
   .pth           --style caffe (default): Caffe's names and shapes, conv1's channels in BGR; its LRN has to be set as the recipe's
-                 --style torchvision: names and shapes of torchvision's alexnet, for a recipe that is that net; the columns'
-                 convolutions padded with zeros, and 255 * (0.229, 0.224, 0.225) multiplied into conv1. The mean image is
-                 not folded in: give the net (grey levels - mean image) / (255 * those)
+                 --style torchvision: names and shapes of torchvision's alexnet or VGG net, for a recipe that is that net; the
+                 columns' convolutions padded with zeros, and 255 * (0.229, 0.224, 0.225) multiplied into the first layer. The mean
+                 is not folded in: give the net (grey levels - mean) / (255 * those)
   .onnx          the whole graph, columns' LRN included, for any number of pictures at a time
 """
 
@@ -24,11 +24,13 @@ from typing import Any
 import torch
 
 from model import checkpoint
-from model.design import Design
-from model.formats import BGR, TORCHVISION, check_torchvision, dense_columns, grouped, torchvision_scale
+from model.formats import BGR, dense_columns, grouped, torchvision_places, torchvision_scale
+from model.net_design import NetDesign
 from model.onnx_graph import to_onnx
 from model.recipe import check_recipe
 from pipeline import InputError, atomic_file, one_line_errors
+
+FIRST = ("conv1.weight", "conv1_1.weight")
 
 
 def _safetensors(weights: dict[str, torch.Tensor], state: dict[str, Any]) -> bytes:
@@ -46,21 +48,20 @@ def _pth(weights: dict[str, torch.Tensor]) -> bytes:
 
 
 def caffe(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Canonical parameters as Caffe has them: conv1 reads BGR."""
-    return {name: value[:, BGR].contiguous() if name == "conv1.weight" else value for name, value in weights.items()}
+    """Canonical parameters as Caffe has them: the first layer reads BGR."""
+    return {name: value[:, BGR].contiguous() if name in FIRST else value for name, value in weights.items()}
 
 
-def torchvision(weights: dict[str, torch.Tensor], design: Design) -> dict[str, torch.Tensor]:
-    """Canonical parameters as torchvision's alexnet has them. Raises InputError where that is another net."""
-    check_torchvision(design)
-    found = {}
+def torchvision(weights: dict[str, torch.Tensor], design: NetDesign) -> dict[str, torch.Tensor]:
+    """Canonical parameters as torchvision's alexnet, or its VGG net, has them. Raises InputError where that is another net."""
+    places, found = torchvision_places(design), {}
     for name, value in weights.items():
         layer, kind = name.split(".")
         if kind == "weight" and layer in grouped(design):
             value = dense_columns(value)
-        elif name == "conv1.weight":
+        elif name in FIRST:
             value = value * torchvision_scale()
-        found[f"{TORCHVISION[layer]}.{kind}"] = value
+        found[f"{places[layer]}.{kind}"] = value
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 
 from model import checkpoint
 from model.design import Design
+from model.net_design import NetDesign
+from model.vgg_design import FROM_A, VggDesign
 from pipeline import InputError
 
 BGR = [2, 1, 0]
@@ -28,23 +31,52 @@ TORCHVISION = {
 TORCHVISION_STD = (0.229, 0.224, 0.225)  # of pixels in [0, 1]; its nets read pictures divided by these
 
 
-def read_weights(path: Path, design: Design, classes: int | None, *, new_last_layer: bool = False) -> dict[str, torch.Tensor]:
+def torchvision_places(design: NetDesign) -> dict[str, str]:
+    """Where torchvision's net of this kind has each layer. Raises InputError for a design that none of its nets is."""
+    if isinstance(design, Design):
+        check_torchvision(design)
+        return TORCHVISION
+    assert isinstance(design, VggDesign), "there are two kinds"
+    if design.vgg in ("A-LRN", "C"):
+        raise InputError(f"torchvision has no VGG net {design.vgg}, only A, B, D and E (vgg11, 13, 16 and 19)")
+    place, places = 0, {}
+    for stage in design.stages():
+        for layer in stage:
+            places[layer], place = f"features.{place}", place + 2  # with its ReLU
+        place += 1  # the pooling
+    return {**places, "fc6": "classifier.0", "fc7": "classifier.3", "fc8": "classifier.6"}
+
+
+def read_weights(path: Path, design: NetDesign, classes: int | None, *, new_last_layer: bool = False) -> dict[str, torch.Tensor]:
     """Parameters by canonical name, float32, in the shapes of `design`, from any file that model.export writes or a run's checkpoint.
 
     classes: None for as many as the file has. new_last_layer: whatever fc8 the file has, or none, is left out.
-    A .pth with Caffe's names has conv1 in BGR; one with torchvision's must be a net without LRN whose second, fourth and
-    fifth convolutions keep to their column. Raises InputError: damaged, another net, another number of classes.
+    A .pth with Caffe's names has the first layer in BGR; one with torchvision's must be a net without LRN, of AlexNets one whose second,
+    fourth and fifth convolutions keep to their column. Of a VGG net A, a deeper one takes the layers that the paper gives it (section
+    3.1: the first four convolutions, by name, and the fully connected ones). Raises InputError: damaged, another net, another number of classes.
     """
     found = _read(path)
     pth = path.is_file() and path.suffix in PTH
-    dense = pth and "features.0.weight" in found
-    if dense:
-        check_torchvision(design)
+    places = torchvision_places(design) if pth and "features.0.weight" in found else None
     layers = design.layers()[:-1] if new_last_layer else design.layers()
-    whole = _checked(found, path, _wanted(design, classes, found, dense), layers)
-    if dense:
+    if isinstance(design, VggDesign) and places is None and is_net_a(found) and not is_net_a(dict.fromkeys(names_of(design))):
+        found = {name: value for name, value in found.items() if name.split(".")[0] in FROM_A}
+        layers = tuple(layer for layer in layers if layer in FROM_A)
+    whole = _checked(found, path, _wanted(design, classes, found, places), layers)
+    first = f"{design.layers()[0]}.weight"
+    if places is not None:
         return _from_torchvision(whole, path, design)
-    return {**whole, "conv1.weight": whole["conv1.weight"][:, BGR].contiguous()} if pth else whole
+    return {**whole, first: whole[first][:, BGR].contiguous()} if pth else whole
+
+
+def names_of(design: NetDesign) -> list[str]:
+    """Canonical names of all parameters."""
+    return [f"{layer}.{kind}" for layer in design.layers() for kind in ("weight", "bias")]
+
+
+def is_net_a(found: Mapping[str, object]) -> bool:
+    """Whether parameters of these names are those of a VGG net A (or A-LRN)."""
+    return set(found) == set(names_of(VggDesign(vgg="A")))
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
@@ -62,16 +94,18 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     raise InputError(f"{path} {what}; give a checkpoint's folder, .safetensors, .pth or .onnx")
 
 
-def _wanted(design: Design, classes: int | None, found: dict[str, torch.Tensor], dense: bool) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Canonical name -> the name and shape that a file's own form has for it. dense: torchvision's."""
-    last = found.get("classifier.6.bias" if dense else "fc8.bias")
+def _wanted(
+    design: NetDesign, classes: int | None, found: dict[str, torch.Tensor], places: dict[str, str] | None
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Canonical name -> the name and shape that a file's own form has for it. places: of torchvision's form."""
+    last = found.get("fc8.bias" if places is None else "classifier.6.bias")
     if classes is None:
         classes = last.numel() if last is not None else 0
     wanted = {}
     for layer, shape in design.shapes(classes).items():
-        place = TORCHVISION[layer] if dense else layer
+        place = layer if places is None else places[layer]
         out, maps, *kernel = shape
-        wanted[f"{layer}.weight"] = f"{place}.weight", (out, 2 * maps if dense and layer in grouped(design) else maps, *kernel)
+        wanted[f"{layer}.weight"] = f"{place}.weight", (out, 2 * maps if places and layer in grouped(design) else maps, *kernel)
         wanted[f"{layer}.bias"] = f"{place}.bias", (out,)
     return wanted
 
@@ -82,12 +116,12 @@ def _checked(
     """The parameters of `layers` by canonical name, still in the file's own form. Raises InputError unless it holds this net and no more."""
     unknown = set(found) - {name for name, _ in wanted.values()}
     if unknown:
-        raise InputError(f"{path} has {min(unknown, key=str)}, which this net has not; give the weights of an AlexNet of this recipe")
+        raise InputError(f"{path} has {min(unknown, key=str)}, which this net has not; give the weights of a net of this recipe")
     whole = {}
     for ours, (name, shape) in wanted.items():
         if ours.split(".")[0] in layers:
             if name not in found:
-                raise InputError(f"{path} has no {name}; it is not an AlexNet of this recipe")
+                raise InputError(f"{path} has no {name}; it is not a net of this recipe")
             _check_one(found[name], path, name, shape, last=ours.startswith("fc8."))
             whole[ours] = found[name].detach().float().contiguous()
     return whole
@@ -123,7 +157,7 @@ def _read_pth(path: Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{path} cannot be read as tensors alone ({type(error).__name__}); copy it again, or save its state_dict()") from None
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise InputError(f"{path} holds no table of tensors; save the net's state_dict()")
-    if "features.0.weight" not in found and "conv1.weight" not in found:
+    if not {"features.0.weight", "conv1.weight", "conv1_1.weight"} & set(found):
         raise InputError(f"{path} has neither Caffe's names (conv1.weight) nor torchvision's (features.0.weight); give one that model.export wrote")
     return found
 
@@ -143,7 +177,7 @@ def _read_onnx(path: Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{path} cannot be read as ONNX with float32 weights ({type(error).__name__}); copy or export it again") from None
 
 
-def grouped(design: Design) -> list[str]:
+def grouped(design: NetDesign) -> list[str]:
     """Convolutions whose two columns read their own maps only."""
     return [layer for layer in design.map_sides() if not design.reads_all(layer)]
 
@@ -174,11 +208,12 @@ def _torchvision_window(design: Design) -> bool:
     return design.input == 224 and design.conv1_padding == (2, 2)
 
 
-def _from_torchvision(whole: dict[str, torch.Tensor], path: Path, design: Design) -> dict[str, torch.Tensor]:
+def _from_torchvision(whole: dict[str, torch.Tensor], path: Path, design: NetDesign) -> dict[str, torch.Tensor]:
     """Canonical names and torchvision's form -> ours."""
     for layer in grouped(design):
         whole[f"{layer}.weight"] = _own_columns(whole[f"{layer}.weight"], f"{path}: {TORCHVISION[layer]}.weight")
-    whole["conv1.weight"] = whole["conv1.weight"] / torchvision_scale()
+    first = f"{design.layers()[0]}.weight"
+    whole[first] = whole[first] / torchvision_scale()
     return whole
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from model.alexnet import DROPPED, AlexNet, Masks
 from model.convolve import blocks_side, to_blocks
+from model.design import Design
+from model.net import DROPPED, Masks, Net
 from model.sgd import PaperSGD
 from model.step import HalfStep, Stage
 
@@ -45,10 +46,10 @@ class GraphedStep:
     other, and share their memory. Dropout masks are drawn outside, as for any other step, and written to the place.
     """
 
-    def __init__(self, net: AlexNet, optimiser: PaperSGD, batch: int) -> None:
+    def __init__(self, net: Net, optimiser: PaperSGD, batch: int) -> None:
         assert net.columns.alone, "exchanges between ranks are not captured"
         self._net, self._optimiser, self._taken = net, optimiser, 0
-        self._step, self._stream = HalfStep(net, optimiser), torch.cuda.Stream(net.conv1.weight.device)
+        self._step, self._stream = HalfStep(net, optimiser), torch.cuda.Stream(net.first.weight.device)
         self._slots = [_slot(net, batch) for _ in range(RING)]
         self._warm_up()
         pool = None
@@ -90,10 +91,11 @@ class GraphedStep:
 
     def _fill(self, slot: Slot, images: torch.Tensor, labels: torch.Tensor, masks: Masks) -> None:
         half = images.to(torch.bfloat16)  # first, so that what is moved about is half as much
-        slot.images.copy_(to_blocks(half, self._net.design.conv1_padding) if self._net.ways.blocks else half)
+        design = self._net.design
+        slot.images.copy_(to_blocks(half, design.conv1_padding) if self._net.ways.blocks and isinstance(design, Design) else half)
         slot.labels.copy_(labels)
         for layer, held in enumerate(slot.masks.held):
-            features, keep = self._net.design.hidden[layer], 1 - self._net.design.dropout
+            features, keep = design.hidden[layer], 1 - design.dropout
             held.copy_(masks.mask(layer, features, len(held), self._net.columns.rows(DROPPED[layer], features), keep, held))
 
     def settle(self) -> None:
@@ -101,10 +103,10 @@ class GraphedStep:
         torch.cuda.current_stream().wait_stream(self._stream)
 
 
-def _slot(net: AlexNet, batch: int) -> Slot:
-    design, device = net.design, net.conv1.weight.device
+def _slot(net: Net, batch: int) -> Slot:
+    design, device = net.design, net.first.weight.device
     side, channels = design.input, 3
-    if net.ways.blocks:
+    if net.ways.blocks and isinstance(design, Design):
         side, channels = blocks_side(design.input + sum(design.conv1_padding)), 48
     images = torch.zeros((batch, channels, side, side), dtype=torch.bfloat16, device=device).contiguous(memory_format=torch.channels_last)
     masks = tuple(torch.ones((batch, features), dtype=torch.bfloat16, device=device) for features in design.hidden)

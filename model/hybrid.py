@@ -13,8 +13,8 @@ from model.columns import COLUMNS
 from model.exchange import Layer, gather_features, gather_outputs, gather_parts, gather_pictures
 
 if TYPE_CHECKING:  # both are made of what is here
-    from model.alexnet import AlexNet
     from model.layout import Layout
+    from model.net import Net
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def is_split(layer: str) -> bool:
     return layer.startswith("fc")
 
 
-def parallel(net: AlexNet, layout: Layout) -> torch.nn.Module:
+def parallel(net: Net, layout: Layout) -> torch.nn.Module:
     """The net in the wrapping that sums the gradients of its replicas, or itself where there is one replica.
 
     The hybrid's fully connected layers see the whole batch, so theirs are complete as they are.

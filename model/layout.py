@@ -65,11 +65,11 @@ class Layout:
     def describe(self) -> str:
         waiting = f"; {self.spares} spare rank{'s' * (self.spares > 1)} wait{'s' * (self.spares == 1)}" if self.spares else ""
         if self.world == 1:
-            return f"one {self.device.type}, both columns on it{waiting}"
+            return f"one {self.device.type}, the whole net on it{waiting}"
         where = f"{self.world} x {self.device.type}"
         if self.hybrid:
             return f"{where}, hybrid: convolutions data-parallel, each fully connected layer split over {self.world}{waiting}"
-        split = "both columns on each device" if self.columns.alone else "one column a device"
+        split = "the whole net on each device" if self.columns.alone else "one column a device"
         return f"{where}, {split}, {self.data_count} replica{'s' * (self.data_count > 1)}{waiting}"
 
 

@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 
 from model import activations, spikes
-from model.alexnet import AlexNet, MaskDraw, gather_parameter, whole_net
 from model.evaluate import evaluate, write_predictions
 from model.kernels import as_png, kernel_sheet
 from model.loss import refuse_not_finite, stuck_warning
+from model.net import MaskDraw, Net, gather_parameter, whole_net
 from model.pictures import SKIPPED, augmentation, count_skipped, list_skipped, validation_loader
 from model.run import Run, Window, save_run, settle_save
 from model.stop import Stopped
@@ -144,12 +144,13 @@ def _trace(run: Run, last: bool) -> None:
 def _look(run: Run, batch: Batch) -> None:
     """What layers and columns do on a few pictures, and the first layer's kernels, for those who watch; no bit of the training changes."""
     histograms = activations.measure(_whole(run), batch.images, run.layout)
-    kernels = gather_parameter(run.net, "conv1.weight", run.net.conv1.weight.detach())
+    name = f"{run.net.design.layers()[0]}.weight"
+    kernels = gather_parameter(run.net, name, run.net.first.weight.detach())
     if not run.layout.first:
         return
     run.metrics.on_board(lambda board: activations.write(board, run.step, histograms))
     run.metrics.write(run.step, **activations.silent_shares(histograms))
-    sheet = kernel_sheet(kernels)
+    sheet = kernel_sheet(kernels, run.net.design.columns)
     run.metrics.on_board(lambda board: board.add_image("conv1", sheet, run.step, dataformats="HWC"))
     try:
         with atomic_file(run.folder / "kernels" / f"step-{run.step:08d}.png") as file:
@@ -215,7 +216,7 @@ def _validate(run: Run) -> None:
     save_run(run, best)
 
 
-def _whole(run: Run) -> AlexNet:
+def _whole(run: Run) -> Net:
     """The net to evaluate: in the hybrid gathered onto each rank, which then takes pictures of its own."""
     return whole_net(run.net) if run.layout.hybrid else run.net
 

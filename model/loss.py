@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from model.recipe import Recipe
+from model.vgg_design import VggDesign
 from pipeline import InputError
 
 PATIENCE = 5  # epochs at chance before a run with small biases is warned
@@ -26,7 +27,9 @@ def stuck_warning(mean_loss: float, epoch: int, classes: int, recipe: Recipe) ->
     chance = math.log(classes)
     if abs(mean_loss - chance) >= STUCK:
         return None
-    if max(recipe.model.bias) > 0.1:
+    if isinstance(recipe.model, VggDesign):
+        cure = "try another train.rate, --set model.init=glorot, or, deeper than net A, --init-from one of those"
+    elif max(recipe.model.bias) > 0.1:
         cure = "the known cure is smaller biases: --set 'model.bias=[0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0]'"
     elif epoch > PATIENCE:
         cure = "try larger model.init_std or another train.rate"

@@ -6,7 +6,6 @@ import ctypes
 
 import torch
 
-from model.alexnet import parameter_totals
 from model.layout import Layout
 from model.recipe import Recipe
 
@@ -20,7 +19,7 @@ def out_of_memory(recipe: Recipe, layout: Layout) -> str:
     """What to say where a batch did not fit: the greatest that would, by what it had taken when it stopped."""
     batch, replicas, device = recipe.train.batch, layout.data_count, layout.device
     used, there = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
-    fixed = sum(parameter_totals(recipe.model, 1000).values()) * BYTES_A_PARAMETER * replicas / layout.world
+    fixed = sum(recipe.model.parameters(1000).values()) * BYTES_A_PARAMETER * replicas / layout.world
     fits = batch_that_fits(fixed, used, there, batch // replicas) * replicas // layout.world * layout.world
     remedy = f"--set train.batch={fits} would fit" if fits else "use a GPU with more"
     return f"{device} has too little memory, {there / 2**30:.1f} GiB, for {batch // replicas} pictures at a time; {remedy}, or more --devices"

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.design import Design
+from model.design import Design, Lrn
+from model.net_design import NetDesign
+from model.vgg_design import CONNECTED, VggDesign
 from pipeline import InputError
 
 OPSET = 17
@@ -42,7 +44,7 @@ class Graph:
         self.add("Concat", inputs=tuple(self.add("Gemm", inputs=part, transB=1) for part in [*parts]), axis=1)
 
 
-def to_onnx(weights: dict[str, torch.Tensor], design: Design) -> bytes:
+def to_onnx(weights: dict[str, torch.Tensor], design: NetDesign) -> bytes:
     """(n, 3, input, input) float32 grey levels, mean subtracted -> (n, classes) logits. Initialisers have canonical names.
 
     Raises InputError without the package onnx.
@@ -53,14 +55,20 @@ def to_onnx(weights: dict[str, torch.Tensor], design: Design) -> bytes:
     except ImportError:
         raise InputError("a .onnx file needs the package onnx to be written; pip install onnx") from None
     graph = Graph(helper)
-    _layers(graph, design)
+    if isinstance(design, VggDesign):
+        _vgg_layers(graph, design)
+    else:
+        assert isinstance(design, Design), "there are two kinds"
+        _layers(graph, design)
     graph.nodes[-1].output[0] = "logits"
     constants = {**{name: value.numpy() for name, value in weights.items()}, **graph.constants}
     initialisers = [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in constants.items()]
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, design.input, design.input])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", len(weights["fc8.bias"])])
     made = helper.make_model(
-        helper.make_graph(graph.nodes, "alexnet", [images], [logits], initialisers), opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9
+        helper.make_graph(graph.nodes, "vgg" if isinstance(design, VggDesign) else "alexnet", [images], [logits], initialisers),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=9,
     )
     onnx.checker.check_model(made, full_check=True)
     content: bytes = made.SerializeToString()
@@ -87,7 +95,20 @@ def _layers(graph: Graph, design: Design) -> None:
             _linear(graph, design, layer)
 
 
-def _linear(graph: Graph, design: Design, layer: str) -> None:
+def _vgg_layers(graph: Graph, design: VggDesign) -> None:
+    for stage in design.stages():
+        for layer in stage:
+            graph.add("Conv", f"{layer}.weight", f"{layer}.bias", pads=[design.kernel(layer) // 2] * 4)
+            graph.add("Relu")
+            if layer == "conv1_1" and design.vgg == "A-LRN":
+                _lrn(graph, design.lrn)
+        graph.add("MaxPool", kernel_shape=[2, 2], strides=[2, 2])
+    graph.add("Flatten")
+    for layer in CONNECTED:
+        _linear(graph, design, layer)
+
+
+def _linear(graph: Graph, design: NetDesign, layer: str) -> None:
     if design.reads_all(layer):
         graph.add("Gemm", f"{layer}.weight", f"{layer}.bias", transB=1)
     else:
@@ -96,7 +117,7 @@ def _linear(graph: Graph, design: Design, layer: str) -> None:
         _fire(graph, design)
 
 
-def _fire(graph: Graph, design: Design) -> None:
+def _fire(graph: Graph, design: NetDesign) -> None:
     graph.add("Relu" if design.activation == "relu" else "Tanh")
 
 
@@ -105,15 +126,19 @@ def _normalised_pool(graph: Graph, design: Design, layer: str) -> None:
     if not late:
         _fire(graph, design)
     if s is not None:
-        alpha = s.alpha if s.divide_by_n else s.alpha * s.n  # ONNX divides by the size
         parts = graph.halves() if design.columns == 2 else (graph.x,)
-        columns = [graph.add("LRN", inputs=(part,), size=s.n, alpha=alpha, beta=s.beta, bias=s.k) for part in parts]
-        graph.add("Concat", inputs=tuple(columns), axis=1)
+        graph.add("Concat", inputs=tuple([_lrn(graph, s, part) for part in parts]), axis=1)
     if layer == "conv2" and design.within_map_norm:
         _within_map(graph)
     graph.add("MaxPool", kernel_shape=[design.pool] * 2, strides=[2, 2])
     if late:
         _fire(graph, design)
+
+
+def _lrn(graph: Graph, settings: Lrn, x: str | None = None) -> str:
+    """ONNX divides alpha by the size of the window. x: what it reads, or the last output."""
+    alpha = settings.alpha if settings.divide_by_n else settings.alpha * settings.n
+    return graph.add("LRN", inputs=(x or graph.x,), size=settings.n, alpha=alpha, beta=settings.beta, bias=settings.k)
 
 
 def _within_map(graph: Graph, size: int = 5, alpha: float = 0.001 / 25, beta: float = 0.75) -> None:

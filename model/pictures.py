@@ -57,6 +57,7 @@ def augmentation(recipe: Recipe, epoch: int = 0) -> Augmentation:
         window_shared_by=d.window_shared_by,
         crops=d.crops,
         flips=d.flips,
+        scale=d.scale,
     )
 
 

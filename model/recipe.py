@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from model.design import Design
+from model.vgg_design import VggDesign
 from model.ways import Precision
 from pipeline import InputError
 
@@ -27,13 +28,14 @@ class Data(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    mean_window: Literal["same", "centre"] = "same"
+    mean_window: Literal["same", "centre", "channel"] = "same"
     colour: Literal["eigenvalue", "stddev", "none"] = "eigenvalue"
     sigma: float = Field(default=0.1, ge=0)
     divisor: float = Field(default=1.0, gt=0)
     window_shared_by: int = Field(default=1, ge=1)
     crops: bool = True
     flips: bool = True
+    scale: tuple[int, int] | None = None
     colour_stop_epoch: int | None = Field(default=None, ge=0)
     order: Literal["global", "windowed"] = "global"
     window: int = Field(default=16, ge=1)
@@ -85,14 +87,37 @@ class Training(BaseModel):
         return self
 
 
+NETS: dict[str, type[Design] | type[VggDesign]] = {"alexnet": Design, "vgg": VggDesign}
+
+
+def _kind(values: Any) -> str:
+    """Of a recipe's table `model`."""
+    named = "vgg" in values if isinstance(values, dict) else isinstance(values, VggDesign)
+    return "vgg" if named else "alexnet"
+
+
 class Recipe(BaseModel):
-    """A training run; the defaults are the paper's."""
+    """A training run; the defaults are the paper's. model: a VGG net if its table has the key vgg."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: Design = Design()
+    model: Annotated[Annotated[Design, Tag("alexnet")] | Annotated[VggDesign, Tag("vgg")], Discriminator(_kind)] = Design()
     data: Data = Data()
     train: Training = Training()
+
+    @property
+    def alexnet(self) -> Design:
+        """The design, where only an AlexNet will do. Raises InputError."""
+        if not isinstance(self.model, Design):
+            raise InputError("this is about AlexNet's parts, and the recipe is of a VGG net; give an AlexNet's")
+        return self.model
+
+    @model_validator(mode="after")
+    def _of_its_net(self) -> Recipe:
+        slow = next((key for key in ("conv1_slow_epoch", "conv1_freeze_epoch") if getattr(self.train, key) is not None), None)
+        if slow and isinstance(self.model, VggDesign):
+            raise ValueError(f"train.{slow} is of AlexNet's first layer, and this is a VGG net; leave it out")
+        return self
 
 
 class _Loader(yaml.SafeLoader):
@@ -142,9 +167,10 @@ def check_recipe(values: dict[str, Any], where: str) -> Recipe:
         raise InputError(f"{where}: {error}; use numbers, words, lists and tables only") from None
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the recipe"
+        place = tuple(part for number, part in enumerate(first["loc"]) if number != 1 or part not in NETS)  # without the kind of the net
+        key = ".".join(str(part) for part in place) or "the recipe"
         if first["type"] == "extra_forbidden":
-            allowed = ", ".join(_keys_beside(first["loc"]))
+            allowed = ", ".join(_keys_beside(place, NETS[_kind(values.get("model"))]))
             raise InputError(f"{where}: unknown key {key}; known here: {allowed}") from None
         message = first["msg"].removeprefix("Value error, ")
         raise InputError(f"{where}: {key}: {message[0].lower()}{message[1:]}, got {_short(first['input'])}") from None
@@ -166,11 +192,11 @@ def _override(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+def _keys_beside(location: tuple[int | str, ...], net: type[BaseModel]) -> list[str]:
     """Keys that are allowed where an unknown one was found."""
     model: Any = Recipe
     for part in location[:-1]:
-        annotation = model.model_fields[part].annotation
+        annotation = net if part == "model" else model.model_fields[part].annotation
         model = next((one for one in get_args(annotation) if hasattr(one, "model_fields")), annotation)  # of "a table, or null" the table
     return list(model.model_fields)
 

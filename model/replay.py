@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from model import checkpoint, spikes
-from model.alexnet import MaskDraw
 from model.deterministic import set_deterministic
 from model.layout import Layout, choose
 from model.loop import enter_epoch, one_step
 from model.memory import keep_freed_memory
+from model.net import MaskDraw
 from model.pictures import Source
 from model.recipe import check_recipe
 from model.run import Run, Start, build_run

@@ -13,11 +13,12 @@ import math
 import sys
 from html import escape
 from pathlib import Path
-from statistics import fmean
 
 from model.charts import Level, Line, Moment, chart
+from model.design import Design
 from model.page import facts, note, page, section, table
 from model.report_parts import kernels, leaps_of, made_of, predictions, recipe_table, spikes_of, starts_of, waits
+from model.report_silent import silent
 from model.run_lines import RunLines, Values, read_run
 from pipeline import InputError, atomic_file, one_line_errors
 
@@ -55,6 +56,7 @@ def _body(run: RunLines, shards: str | None, local: Path | None) -> str:
         _head(run),
         section("Beside the paper", *_paper(run)),
         section("Curves", curves(run)),
+        silent(run),
         kernels(run),
         predictions(run, shards, local),
         waits(run),
@@ -102,8 +104,13 @@ def _head(run: RunLines) -> str:
     return f"<header><h1>{escape(run.name)}</h1>{note(what)}{note(_state(run))}{facts(boxes)}</header>"
 
 
+def _comparable(run: RunLines) -> bool:
+    """Whether the paper's errors are of such a net with as many classes."""
+    return run.classes == IMAGENET and isinstance(run.recipe.model, Design)
+
+
 def _beside(run: RunLines, key: str) -> str:
-    if run.classes != IMAGENET:
+    if not _comparable(run):
         k = int(key[-1])
         return f"chance {100 * max(0.0, 1 - k / run.classes):.4g} %"
     return f"paper {PAPER_2012.get(key, PAPER_2010[key])} %"
@@ -120,8 +127,8 @@ def _state(run: RunLines) -> str:
 
 
 def _paper(run: RunLines) -> tuple[str, str]:
-    best, d = best_validation(run), run.recipe.model
-    count = sum(math.prod(shape) + shape[0] for shape in d.shapes(run.classes).values())
+    best = best_validation(run)
+    count = sum(math.prod(shape) + shape[0] for shape in run.recipe.model.shapes(run.classes).values())
     machine, pictures = run.record["machine"], run.record["shards"]["pictures"]["train"]
     devices = ", ".join(machine["gpus"]) or machine["processor"]
     rows = [
@@ -136,9 +143,10 @@ def _paper(run: RunLines) -> tuple[str, str]:
         ("parameters", f"{count:,}", "60,965,224", "60,965,224"),
         ("classes, training pictures", f"{run.classes:,}, {pictures:,}", *["1,000, 1.2 million"] * 2),
     ]
-    head = ("", "this run", "paper, 2012 validation", "paper, 2010 test")
-    other = note(f"This run has {run.classes:,} classes: its errors cannot be compared with those of 1,000.") if run.classes != IMAGENET else ""
-    return table(head, rows), other
+    other = f"This run has {run.classes:,} classes: its errors cannot be compared with those of 1,000." if run.classes != IMAGENET else ""
+    if not isinstance(run.recipe.model, Design):
+        other = "This run's net is not an AlexNet: the paper's figures are not of its like." + (f" {other}" if other else "")
+    return table(("", "this run", "paper, 2012 validation", "paper, 2010 test"), rows), note(other) if other else ""
 
 
 def _pair(line: Values, kind: str) -> str:
@@ -164,8 +172,6 @@ def curves(run: RunLines) -> str:
         chart("Throughput", "images/s", of_steps("images_per_second"), x_words=words, levels=speed, moments=happened[1:]),
         chart("Waiting for data", "percent of the time", of_steps("data_wait_percent", band=True), x_words=words, moments=happened[1:]),
     ]
-    if run.looks:
-        found.append(_silent(run))
     words_of = {"rate": "Dashed: the learning rate falls", "start": "▲ started again", "spike": "▼ the loss leapt"}
     kinds = [words_of[kind] for kind in words_of if kind in {moment.kind for moment in happened}]
     return f"<div class='charts'>{''.join(found)}</div>{note('; '.join(kinds) + '.') if kinds else ''}"
@@ -186,24 +192,12 @@ def _errors(run: RunLines) -> str:
     for colour, k in enumerate((1, 5)):
         found.append(Line(f"top-{k}, centre view", epochs, [line[KEYS[f"centre{k}"]] for line in run.val], colour, dots=len(epochs) <= 40))
     levels = (
-        [Level(PAPER_2012[f"ten{k}"], f"paper, top-{k}, ten views: {PAPER_2012[f'ten{k}']} %", left=True) for k in (1, 5)]
-        if run.classes == IMAGENET
-        else []
+        [Level(PAPER_2012[f"ten{k}"], f"paper, top-{k}, ten views: {PAPER_2012[f'ten{k}']} %", left=True) for k in (1, 5)] if _comparable(run) else []
     )
     for colour, k in enumerate((1, 5)):
         if run.final:
             found.append(Line(f"top-{k}, ten views", [run.epoch(run.last_step)], [run.final[KEYS[f"ten{k}"]]], colour + 2))
     return chart("Validation error", "percent", found, levels=levels, moments=[one for one in _moments(run)[1:] if one.kind == "rate"])
-
-
-def _silent(run: RunLines) -> str:
-    """Share of maps and units that fired on none of a few pictures, by layer, both columns together."""
-    layers = sorted({key.split("_")[2] for line in run.looks for key in line if key.startswith("silent_percent")})
-    epochs, lines = [run.epoch(line["step"]) for line in run.looks], []
-    for number, layer in enumerate(layers):
-        shares = [[value for key, value in line.items() if key.startswith(f"silent_percent_{layer}_")] for line in run.looks]
-        lines.append(Line(layer, epochs, [fmean(each) if each else None for each in shares], number))
-    return chart("Maps and units that never fire", "percent of a layer", lines)
 
 
 def main(arguments: list[str] | None = None) -> int:

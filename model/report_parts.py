@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from model import checkpoint, spikes
-from model.kernels import as_png, kernel_sheet
+from model.kernels import as_png, first_kernels, kernel_sheet
 from model.page import bar, note, section, table
 from model.pictures import SKIPPED
 from model.recipe import OF_THE_MACHINE, Recipe
@@ -24,21 +23,15 @@ LISTED = 30  # skipped pictures that are named
 
 
 def newest_kernels(run: RunLines) -> tuple[int, torch.Tensor] | None:
-    """Step of the newest checkpoint and its conv1.weight, float32 (maps, 3, 11, 11); None where there is none yet. Raises InputError."""
+    """Step of the newest checkpoint and its first layer's weights, see first_kernels; None where there is none yet. Raises InputError."""
     path = checkpoint.latest(run.folder / "checkpoints")
     if path is None:
         return None
-    step = checkpoint.load_state(path, files=False)["step"]
-    weights = {"conv1.weight": torch.empty(run.recipe.model.shapes(run.classes)["conv1"])}
-    try:
-        checkpoint.fill(path, weights)  # the first layer alone: a whole net has half a gigabyte
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read ({type(error).__name__})") from None
-    return step, weights["conv1.weight"]
+    return checkpoint.load_state(path, files=False)["step"], first_kernels(path, run.recipe, run.classes)
 
 
 def kernels(run: RunLines) -> str:
-    title = "First layer"
+    title, design = "First layer", run.recipe.model
     try:
         found = newest_kernels(run)
     except InputError as error:
@@ -46,8 +39,9 @@ def kernels(run: RunLines) -> str:
     if found is None:
         return section(title, note("no checkpoint yet"))
     step, weights = found
-    words = f"kernels of conv1 after step {step:,}: column 0 above, column 1 below; each scaled to its own range, grey is zero (paper, Figure 3)"
-    sheet = _address(as_png(kernel_sheet(weights)), "png")
+    where = "column 0 above, column 1 below; " if design.columns > 1 else ""
+    words = f"kernels of {design.layers()[0]} after step {step:,}: {where}each scaled to its own range, grey is zero (paper, Figure 3)"
+    sheet = _address(as_png(kernel_sheet(weights, design.columns)), "png")
     return section(title, f"<figure><img class='kernels' alt='{words}' src='{sheet}'><p class='soft'>{words}</p></figure>")
 
 
@@ -222,9 +216,9 @@ def flat(values: Values, before: str = "") -> dict[str, str]:
 
 
 def recipe_table(run: RunLines) -> str:
-    """Every key, those marked that differ from the paper's."""
+    """Every key, those marked that differ from the paper's, or that only another net has."""
     ours, paper = (flat(recipe.model_dump(mode="json")) for recipe in (run.recipe, Recipe()))
-    rows = [(key, value, "not said" if key in SILENT else paper[key]) for key, value in ours.items()]
+    rows = [(key, value, "not said" if key in SILENT else paper.get(key, "–")) for key, value in ours.items()]
     differing = [value != other and key not in SILENT for key, value, other in rows]
     words = f"{sum(differing)} of {len(rows)} keys differ from the paper's (≠)." if any(differing) else "All keys are the paper's."
     return section("Recipe", note(words), table(("key", "this run", "paper"), rows, marked=differing))

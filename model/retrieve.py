@@ -18,18 +18,18 @@ from typing import Any
 
 import torch
 
-from model.alexnet import AlexNet
 from model.evaluate import load_net
 from model.layout import Layout, choose
 from model.memory import keep_freed_memory
+from model.net import Net
 from model.pictures import Source, augmentation
 from model.recipe import Recipe
 from model.retrieve_codes import Coded, check_bits, coded, read_coded, write_coded
-from model.retrieve_features import LAYERS, Features, Origin, alone_in, checkpoint_digest, saved_features, write_features
+from model.retrieve_features import LAYERS, Features, Origin, alone_in, checkpoint_digest, progress, saved_features, write_features
 from model.retrieve_index import exact, faiss_or_refuse, measured
 from model.retrieve_map import draw_map, map_rows, placed, tsne_or_refuse
 from model.retrieve_sheet import Shown, class_names, draw_sheet, neighbours_of, shown_queries, stored, write_png
-from model.retrieve_table import K, Questions, compare, questions, table
+from model.retrieve_table import K, Questions, by_chance, compare, legend, questions, table
 from model.ways import Ways
 from pipeline import ImageLoader, InputError, ShardSet, atomic_file, one_line_errors
 
@@ -58,7 +58,7 @@ def _read_arguments(arguments: list[str] | None) -> argparse.Namespace:
 class _Trained:
     """A net whose features are asked for, and what has to be known of it. digest: of its checkpoint."""
 
-    net: AlexNet
+    net: Net
     recipe: Recipe
     wnids: list[str]
     digest: str
@@ -156,11 +156,25 @@ def _compare(given: argparse.Namespace, searched: _Side, asking: _Side, made: Co
     """The table, printed and written."""
     faiss, features = faiss_or_refuse(), searched.features
     asked = questions(asking.features, searched is asking, given.seed)
-    rows, threads = list(compare(features, asked, made, given.seed)), faiss.omp_get_max_threads()
-    print(f"\n{len(asked.of):,} queries at once on {threads} threads, of {len(features):,} pictures\n{table(rows)}\n")
-    about = {"split": given.split, "queries_split": given.queries, "layer": given.layer, "width": features.width, "pictures": len(features)}
-    about |= {"queries": len(asked.of), "k": K, "seed": given.seed, "threads": threads, "faiss": faiss.__version__}
-    about |= {"bits": given.codes, "variance_lost": made.lost, "extraction": {side.origin.split: side.features.took for side in (searched, asking)}}
+    rows, threads = list(progress(compare(features, asked, made, given.seed), "searches")), faiss.omp_get_max_threads()
+    chance = by_chance(features, asked)
+    print(f"\n{len(asked.of):,} queries at once on {threads} threads, of {len(features):,} pictures\n{table(rows)}\n{legend(chance)}\n")
+    about = {
+        "split": given.split,
+        "queries_split": given.queries,
+        "layer": given.layer,
+        "width": features.width,
+        "pictures": len(features),
+        "queries": len(asked.of),
+        "k": K,
+        "seed": given.seed,
+        "threads": threads,
+        "faiss": faiss.__version__,
+        "bits": given.codes,
+        "variance_lost": made.lost,
+        "same_class_by_chance": chance,
+        "extraction": {side.origin.split: side.features.took for side in (searched, asking)},
+    }
     with atomic_file(out / "retrieval.json", "w") as file:
         json.dump({**about, "methods": [row.as_json() for row in rows]}, file, indent=1)
     print(out / "retrieval.json")
@@ -175,7 +189,10 @@ def _draw_neighbours(given: argparse.Namespace, searched: _Side, asking: _Side, 
     for i, (sample, label) in enumerate(zip(asked.of.ids.tolist(), asked.of.labels.tolist(), strict=True)):
         query = Shown(stored(asking.shards, sample), names[label] if label >= 0 else "")
         lines.append((query, neighbours_of(searched.shards, features, near[i], far[i], label)))
-    words = f"{given.queries} picture", f"nearest {given.split} pictures, by Euclidean distance of {given.layer}"
+    words = (
+        f"{given.queries} picture",
+        f"nearest {given.split} pictures, with their Euclidean distance of {given.layer}; framed: of the same class",
+    )
     write_png(draw_sheet(lines, words), out / "neighbours.png")
 
 

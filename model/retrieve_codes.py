@@ -1,9 +1,9 @@
 """Short binary codes of features, by an autoencoder, searched by Hamming distance (the closing remark of the paper, section 6.1).
 
-After Krizhevsky, Hinton, "Using Very Deep Autoencoders for Content-Based Image Retrieval", ESANN 2011: the middle layer's logistic
-units are rounded to 0 or 1 in the forward pass, and the gradient passes as if they were not (section 3 there; in place of the noise of
-Salakhutdinov, Hinton, "Semantic Hashing", 2007). Batch normalisation before the rounding in place of their layer-wise pre-training:
-each bit is 1 for about half of the pictures.
+Deep autoencoders that map pictures to 28 or 256 bits are Krizhevsky's and Hinton's ("Using Very Deep Autoencoders for Content-Based Image
+Retrieval", ESANN 2011), there of small pictures, begun by learning one layer after the other. Here they are of a net's features, and the code's
+logistic units are rounded to 0 or 1 in the forward pass, while the gradient passes as if they were not (after the straight-through estimator: Bengio,
+Léonard, Courville, arXiv 1308.3432). Batch normalisation before the rounding: each bit is 1 for about half of the pictures.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from model.retrieve_features import Origin
+from model.retrieve_features import Origin, progress
 from model.retrieve_index import Search, faiss_or_refuse, measured
 from pipeline import InputError, atomic_file
 
@@ -91,9 +91,9 @@ def learn(features: np.ndarray, bits: int, seed: int, device: torch.device, epoc
         coder = Autoencoder(data.shape[1], bits).to(device)
     coder.mean.copy_(data.mean(dim=0))
     coder.scale.copy_((data - coder.mean.cpu()).square().mean().sqrt().clamp_min(1e-6))
-    optimiser = torch.optim.Adam(coder.parameters(), lr=RATE)
+    optimiser = torch.optim.Adam(coder.parameters(), lr=RATE, fused=True)
     lost = 1.0
-    for epoch in range(epochs):
+    for epoch in progress(range(epochs), "codes", unit=" epochs"):
         order = torch.from_numpy(generator.permutation(len(data)))
         lost = _epoch(coder, data, order, optimiser, RATE * (1 - epoch / epochs))
     return coder.eval(), lost

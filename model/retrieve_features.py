@@ -19,17 +19,18 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from model.alexnet import AlexNet
+from model.net import Net
 from pipeline import Batch, ImageLoader, InputError, atomic_file, fsync_folder
 
 FORMAT = 1
 LAYERS = ("fc7", "fc6")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,13 @@ def checkpoint_digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
+def progress(items: Iterable[T], words: str, count: int | None = None, unit: str = "") -> Iterable[T]:
+    """The same items, with a line on a terminal of how far they are."""
+    return tqdm(items, words, count, leave=False, unit=unit, disable=not sys.stderr.isatty())
+
+
 @torch.no_grad()
-def features_of(net: AlexNet, images: torch.Tensor, layer: str) -> torch.Tensor:
+def features_of(net: Net, images: torch.Tensor, layer: str) -> torch.Tensor:
     """(n, width) float32 outputs of a layer after ReLU; images: (n, 3, s, s), as the loader gives them; the net in evaluation mode."""
     shown: list[torch.Tensor] = []
 
@@ -165,7 +171,7 @@ def saved_features(folder: Path, origin: Origin) -> Features | None:
     return None
 
 
-def write_features(net: AlexNet, loader: ImageLoader, folder: Path, origin: Origin) -> tuple[Features, Clock]:
+def write_features(net: Net, loader: ImageLoader, folder: Path, origin: Origin) -> tuple[Features, Clock]:
     """Run a split that `loader` gives centre views of, and write what the layer gives. To be called alone in the folder. Raises InputError."""
     path = folder / f"{origin.name}.npy"
     (folder / f"{origin.name}.json").unlink(missing_ok=True)  # from here on the old ones are not to be taken for whole
@@ -212,11 +218,10 @@ def _write_header(file: IO[bytes], rows: int, width: int) -> int:
     return file.tell()
 
 
-def _parts(net: AlexNet, loader: ImageLoader, layer: str, clock: Clock) -> Iterator[Features]:
+def _parts(net: Net, loader: ImageLoader, layer: str, clock: Clock) -> Iterator[Features]:
     """Features batch by batch, on the CPU; each is fetched from a GPU while the next is under way."""
     before: tuple[torch.Tensor, Batch] | None = None
-    batches = tqdm(clock.of(loader), loader.shards.split, len(loader), leave=False, unit=" batches", disable=not sys.stderr.isatty())
-    for batch in batches:
+    for batch in progress(clock.of(loader), loader.shards.split, len(loader), " batches"):
         now = features_of(net, batch.images, layer), batch
         if before is not None:
             yield _part(*before, loader)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from model.retrieve_features import Features
 from pipeline import InputError, ShardSet, atomic_file
@@ -41,10 +41,11 @@ def class_names(shards: ShardSet) -> list[str]:
 
 
 def stored(shards: ShardSet, sample: int) -> np.ndarray:
-    """A stored picture, (size, size, 3) uint8. Raises InputError."""
+    """The central square of a stored picture, (size, size, 3) uint8. Raises InputError."""
     jpeg, _ = shards.read(sample)
     try:
-        return np.asarray(Image.open(io.BytesIO(jpeg.tobytes())).convert("RGB"))
+        picture = Image.open(io.BytesIO(jpeg.tobytes())).convert("RGB")
+        return np.asarray(ImageOps.fit(picture, (min(picture.size),) * 2))
     except (OSError, ValueError, SyntaxError) as error:
         raise InputError(f"picture {sample} of {shards.folder} cannot be decoded ({error}); make its shard again") from None
 
@@ -99,5 +100,5 @@ def neighbours_of(shards: ShardSet, features: Features, rows: np.ndarray, far: n
     names, found = class_names(shards), []
     for row, distance in zip(rows, far, strict=True):
         its = int(features.labels[row])
-        found.append(Shown(stored(shards, int(features.ids[row])), names[its] if its >= 0 else "", f"{distance:.3g}", its == label >= 0))
+        found.append(Shown(stored(shards, int(features.ids[row])), names[its] if its >= 0 else "", f"{distance:#.3g}".rstrip("."), its == label >= 0))
     return found

@@ -129,10 +129,25 @@ def recall(found: np.ndarray, truth: np.ndarray) -> float:
     return float(np.mean([np.isin(right, rows).mean() for rows, right in zip(found, truth, strict=True)]))
 
 
+def _labelled(features: Features, asked: Questions) -> np.ndarray:
+    """(n,) bool: which queries have a class to be compared; none where the pictures searched have no labels."""
+    mask: np.ndarray = (asked.of.labels >= 0) & (features.labels >= 0).any()
+    return mask
+
+
+def by_chance(features: Features, asked: Questions) -> float | None:
+    """Share of all pictures searched that are of the query's class; as Row.same_class."""
+    labels = asked.of.labels[_labelled(features, asked)]
+    if not len(labels):
+        return None
+    counts = np.bincount(features.labels[features.labels >= 0], minlength=labels.max() + 1)
+    return float(counts[labels].mean() / len(features))
+
+
 def _same(features: Features, asked: Questions, found: np.ndarray) -> float | None:
     """Share of found pictures with the query's label, over the queries that have one."""
-    labelled = asked.of.labels >= 0
-    if not labelled.any() or (features.labels < 0).all():
+    labelled = _labelled(features, asked)
+    if not labelled.any():
         return None
     right = (features.labels[found] == asked.of.labels[:, None]) & (found >= 0)
     return float(right[labelled].sum() / (found[labelled] >= 0).sum())
@@ -148,10 +163,16 @@ def _speed(asked: Questions, search: Search) -> float:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as aligned text."""
-    head = ("method", "bytes a picture", "1.28 M pictures", f"recall@{K}", "same class", "queries/s", "made in")
+    head = ("method", "bytes a picture", "ImageNet's", f"recall@{K}", "same class", "queries/s", "made in")
     lines = [head, *(_cells(row) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return "\n".join("  ".join(_aligned(line, widths)) for line in lines)
+
+
+def legend(chance: float | None) -> str:
+    """What the columns are. chance: see by_chance."""
+    same = "" if chance is None else f"; same class: of what it finds (by chance {100 * chance:.1f} %)"
+    return f"bytes: held in memory, and for {IMAGENET:,} pictures; recall@{K}: share of the {K} nearest that it finds{same}"
 
 
 def _aligned(line: tuple[str, ...], widths: list[int]) -> list[str]:

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from model import checkpoint
-from model.alexnet import AlexNet, own_part, placements
-from model.design import Design
 from model.formats import read_weights
 from model.hybrid import is_split, parallel
 from model.layout import Layout
 from model.metrics import Metrics
+from model.net import Net, own_part, placements
+from model.net_design import NetDesign
+from model.nets import make_net
 from model.pictures import Source, train_loader, validation_loader
 from model.recipe import Recipe
 from model.saving import Saver, as_part
@@ -37,7 +38,7 @@ class Run:
     folder: Path
     recipe: Recipe
     layout: Layout
-    net: AlexNet
+    net: Net
     model: torch.nn.Module  # the net, or the net in its data-parallel wrapping
     optimiser: PaperSGD
     take_step: Step
@@ -160,7 +161,7 @@ def _state(run: Run) -> dict[str, Any]:
     }
 
 
-def _parameter_groups(net: AlexNet, recipe: Recipe) -> list[dict[str, Any]]:
+def _parameter_groups(net: Net, recipe: Recipe) -> list[dict[str, Any]]:
     """Groups by the names that Schedule.rates gives rates to: of a parameter, or of all weights or biases that have none of their own."""
     t, groups = recipe.train, []
     names = list(Schedule(t).rates(0))
@@ -171,7 +172,7 @@ def _parameter_groups(net: AlexNet, recipe: Recipe) -> list[dict[str, Any]]:
     return groups
 
 
-def whole_shape(net: AlexNet, name: str) -> torch.Size:
+def whole_shape(net: Net, name: str) -> torch.Size:
     """Shape of the whole net's parameter of this name."""
     layer, kind = name.split(".")
     shape = net.design.shapes(net.num_classes)[layer]
@@ -204,7 +205,7 @@ def build_run(folder: Path, recipe: Recipe, layout: Layout, source: Source, star
     if not has_val and recipe.train.schedule == "plateau":
         raise InputError(f"{source.shards} has no validation pictures, which schedule: plateau goes by; use --set train.schedule=fixed")
     refuse_layout(recipe.model, layout)
-    net = AlexNet(len(manifest.classes), recipe.model, layout.columns, seed=recipe.train.seed)
+    net = make_net(len(manifest.classes), recipe.model, layout.columns, seed=recipe.train.seed)
     net.to(layout.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     net.ways = ways_for(net, recipe, layout)
     optimiser = PaperSGD(_parameter_groups(net, recipe), recipe.train.rate, recipe.train.momentum, fused=recipe.train.step == "fast")
@@ -239,7 +240,7 @@ def build_run(folder: Path, recipe: Recipe, layout: Layout, source: Source, star
     return run
 
 
-def refuse_layout(design: Design, layout: Layout) -> None:
+def refuse_layout(design: NetDesign, layout: Layout) -> None:
     """Raises InputError where a layout cannot share a net of this design."""
     if layout.hybrid:
         apart = [layer for layer in design.layers() if is_split(layer) and not design.reads_all(layer)]
@@ -248,7 +249,7 @@ def refuse_layout(design: Design, layout: Layout) -> None:
                 f"--hybrid shares layers that read both columns, which {apart[0]} of this recipe does not (model.reads_both); leave it out"
             )
     elif not layout.columns.alone and design.columns == 1:
-        raise InputError("this recipe's net has one column (model.columns), which two devices cannot share; use --columns 1")
+        raise InputError("this recipe's net has one column, which two devices cannot share; use --columns 1")
 
 
 def _set(run: Run, start: Start) -> None:
@@ -262,6 +263,8 @@ def _set(run: Run, start: Start) -> None:
         run.saver.saved = run.step
     elif start.init_from is not None:
         weights = read_weights(start.init_from, run.recipe.model, run.net.num_classes, new_last_layer=start.new_last_layer)
+        new = [layer for layer in run.net.design.layers() if f"{layer}.weight" not in weights]
+        run.metrics.say(f"weights of {start.init_from}; by the recipe: {', '.join(new) or 'none'}")
         with torch.no_grad():
             for name, parameter in run.net.named_parameters():
                 if name in weights:

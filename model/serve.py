@@ -1,6 +1,6 @@
 """A page on this machine that shows what a net sees in a picture: labels, neighbours, the first layer.
 
-python -m model.serve --checkpoint runs/RUN/checkpoints/best [--features features/]
+python -m model.serve --checkpoint runs/RUN/checkpoints/best [--features runs/RUN/retrieval]
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     import uvicorn
 
 SHUT_DOWN = 3  # seconds that those who are being answered have
-NONE_GIVEN = "None are shown: no features were given. python -m model.retrieve writes them, and --features DIR shows the nearest pictures here."
+NONE_GIVEN = "None are shown: no features were given. python -m model.retrieve writes them to RUN/retrieval, for --features."
 
 
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="A local page: drop a picture, see its labels, its neighbours and the first layer.")
     parser.add_argument("--checkpoint", type=Path, required=True, help="of a run: runs/RUN/checkpoints/best, latest, or a step's")
     parser.add_argument("--shards", help="their class names and mean image (default: what it was trained on, else shards/)")
-    parser.add_argument("--features", type=Path, help="folder that model.retrieve wrote, to show nearest neighbours (default: none are shown)")
+    parser.add_argument("--features", type=Path, help="RUN/retrieval, which model.retrieve wrote: nearest neighbours are shown (default: none)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, for this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free (default: 8000)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -70,11 +70,14 @@ def address_of(listening: socket.socket) -> tuple[str, bool]:
 
 
 def server_of(app: Any) -> uvicorn.Server:
-    """A server of an ASGI application, which believes no header about who asks, and logs only what fails."""
+    """A server of an ASGI application, which believes no header about who asks, waits for nobody for ever, and logs only what fails."""
     import uvicorn
+
+    from model.serve_connection import Connection
 
     config = uvicorn.Config(
         app,
+        http=Connection,
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -114,7 +117,8 @@ def prepare(given: argparse.Namespace) -> tuple[Answerer, dict[str, Any]]:
     shards = ShardSet(folder, "train", given.local)
     if [entry.wnid for entry in shards.manifest.classes] != content["wnids"]:
         raise InputError(f"{shards.folder} has other classes than {given.checkpoint} was trained on; give the shards of its training")
-    mean, names = mean_image(shards), [entry.words for entry in shards.manifest.classes]
+    settings, names = augmentation(recipe), [entry.words for entry in shards.manifest.classes]
+    mean = mean_image(shards, settings)
     if recipe.model.input > len(mean):
         raise InputError(
             f"the net takes {recipe.model.input} pixels, and {shards.folder} has pictures of {len(mean)}; give the shards of its training"
@@ -126,7 +130,7 @@ def prepare(given: argparse.Namespace) -> tuple[Answerer, dict[str, Any]]:
     net.ways = Ways(is_half(recipe.train.precision, device), fused=recipe.train.step == "fast")
     net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     neighbours = open_neighbours(given.features, shards, folder, given.local, content) if given.features else None
-    answerer = Answerer(net.eval(), names, mean, augmentation(recipe), neighbours)
+    answerer = Answerer(net.eval(), names, mean, settings, neighbours)
     return answerer, about(answerer, run.name, content["step"])
 
 
@@ -137,6 +141,7 @@ def about(answerer: Answerer, run: str, step: int) -> dict[str, Any]:
         "net": run,
         "step": step,
         "classes": len(answerer.names),
+        "layer": net.design.layers()[0],
         "columns": net.groups,
         "activation": {"relu": "ReLU"}.get(net.design.activation, net.design.activation),
         "kernels": answerer.kernels,

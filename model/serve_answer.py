@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from model.alexnet import AlexNet
 from model.kernels import as_png, kernel_sheet
+from model.net import Net
 from model.retrieve_features import LAYERS
 from model.serve_neighbours import Neighbours
 from model.serve_pictures import map_sheet, picture_address
@@ -23,7 +23,7 @@ CENTRE = {"centre": 0, "ten": 4}  # place of the centre view
 
 @dataclass(frozen=True)
 class Seen:
-    """What a net makes of a picture. probabilities: (classes,), the mean over its views; of the centre view: maps, conv1's
+    """What a net makes of a picture. probabilities: (classes,), the mean over its views; of the centre view: maps, the first layer's
     outputs after ReLU, (maps, h, w), and features, those of fc6 and fc7, (units,), where there are some. All float32 on the CPU."""
 
     probabilities: np.ndarray
@@ -32,13 +32,14 @@ class Seen:
 
 
 @torch.no_grad()
-def see(net: AlexNet, views: np.ndarray, centre: int) -> Seen:
+def see(net: Net, views: np.ndarray, centre: int) -> Seen:
     """views: (n, 3, s, s) float32, of one picture; centre: which of them is the centre view. Not from two threads at a time."""
-    images = torch.from_numpy(views).to(net.conv1.weight.device).contiguous(memory_format=torch.channels_last)
+    first = net.design.layers()[0]
+    images = torch.from_numpy(views).to(net.first.weight.device).contiguous(memory_format=torch.channels_last)
     shown: dict[str, np.ndarray] = {}
 
     def look(layer: str, out: torch.Tensor) -> None:
-        if layer in ("conv1", *LAYERS):
+        if layer in (first, *LAYERS):
             shown[layer] = out[centre].float().cpu().numpy()
 
     net.look = look
@@ -46,7 +47,7 @@ def see(net: AlexNet, views: np.ndarray, centre: int) -> Seen:
         probabilities = net(images).float().softmax(dim=1).mean(dim=0)
     finally:
         net.look = None
-    return Seen(probabilities.cpu().numpy(), shown.pop("conv1"), shown)
+    return Seen(probabilities.cpu().numpy(), shown.pop(first), shown)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Answerer:
     names: of the classes; mean: see pipeline's mean_image; augmentation: of the net's training.
     """
 
-    net: AlexNet
+    net: Net
     names: list[str]
     mean: np.ndarray
     augmentation: Augmentation
@@ -65,7 +66,7 @@ class Answerer:
     @property
     def kernels(self) -> str:
         """Address of a picture of the first layer's kernels."""
-        return picture_address(as_png(kernel_sheet(self.net.conv1.weight)), "png")
+        return picture_address(as_png(kernel_sheet(self.net.first.weight, self.net.groups)), "png")
 
     def answer(self, content: bytes, views: Views) -> dict[str, Any]:
         """What the page is sent of an uploaded file. Raises Refused."""

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from model.retrieve_features import LAYERS, Features, checkpoint_digest, open_features
+from model.retrieve_index import faiss_or_refuse, nearest
+from model.retrieve_table import K
 from model.serve_pictures import picture_address
 from pipeline import InputError, ShardSet
 
-SHOWN = 6  # as many as the paper's Figure 4 has in a row
 SPLITS = ("train", "val", "test")  # of those that a folder has features of the first is taken
-BLOCK = 1 << 24  # numbers compared at a time: 64 MB
 AGAIN = "write them again: python -m model.retrieve"
 
 
@@ -33,22 +33,15 @@ class Neighbours:
         pictures = f"{len(self.features):,} pictures of the {self.shards.split} split"
         return f"Of {pictures}, those whose {self.features.width:,} outputs of {self.layer} are nearest, by Euclidean distance (paper, Figure 4)."
 
-    def distances(self, query: np.ndarray) -> np.ndarray:
-        """(pictures,) float32 Euclidean distances from (width,) float32, of the differences themselves, so that small ones are exact."""
-        found, rows = np.empty(len(self.features), np.float32), max(1, BLOCK // self.features.width)
-        for start in range(0, len(found), rows):
-            apart = self.features.values[start : start + rows] - query
-            found[start : start + rows] = np.sqrt(np.einsum("ij,ij->i", apart, apart))
-        return found
-
     def nearest(self, query: np.ndarray) -> list[dict[str, Any]]:
-        """Name, distance and picture of each of the nearest, the nearest first. Raises InputError where a shard was damaged since."""
-        distances, found = self.distances(query), []
-        for row in np.argsort(distances, kind="stable")[:SHOWN].tolist():
+        """Name, distance and picture of each of the K nearest of (width,) float32, nearest first. Raises InputError if a shard is damaged."""
+        (distances,), (rows,) = nearest(self.features.values, query[None], K)
+        found = []
+        for distance, row in zip(distances.tolist(), rows.tolist(), strict=True):
             label = int(self.features.labels[row])
             jpeg, _ = self.shards.read(int(self.features.ids[row]))
             name = self.names[label] if label >= 0 else "no label"
-            found.append({"name": name, "distance": float(distances[row]), "picture": picture_address(jpeg.tobytes(), "jpeg")})
+            found.append({"name": name, "distance": distance, "picture": picture_address(jpeg.tobytes(), "jpeg")})
         return found
 
 
@@ -57,6 +50,7 @@ def open_neighbours(folder: Path, shards: ShardSet, pictures: str, local: Path |
 
     pictures, local: where the shards are, see ShardSet. Raises InputError.
     """
+    faiss_or_refuse()
     there = [(split, layer) for layer in LAYERS for split in SPLITS if (folder / f"{split}-{layer}.json").exists()]
     split, layer = there[0] if there else (SPLITS[0], LAYERS[0])
     features, origin = open_features(folder, split, layer)

@@ -10,9 +10,10 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from model.alexnet import AlexNet, Masks
+from model.alexnet import AlexNet
 from model.convolve import choose
 from model.layout import Layout
+from model.net import Masks, Net
 from model.recipe import Recipe
 from model.sgd import PaperSGD
 from model.ways import Ways, is_half
@@ -62,7 +63,7 @@ class HalfStep(PlainStep):
     go through memory instead of 44. For one replica: nothing sums the gradients of others.
     """
 
-    def __init__(self, net: AlexNet, optimiser: PaperSGD) -> None:
+    def __init__(self, net: Net, optimiser: PaperSGD) -> None:
         super().__init__(half_copy(net), optimiser)
         optimiser.halves = dict(zip(net.parameters(), self.model.parameters(), strict=True))
 
@@ -71,14 +72,14 @@ class HalfStep(PlainStep):
         return super().__call__(images.to(torch.bfloat16), labels, masks, stage)
 
 
-def half_copy(net: AlexNet) -> AlexNet:
+def half_copy(net: Net) -> Net:
     """The net with its weights in bfloat16, in the same place of its layout."""
     made = copy.deepcopy(net, {id(net.columns): net.columns})  # whose process groups are not to be copied
     made.look = None
     return made.to(torch.bfloat16)
 
 
-def ways_for(net: AlexNet, recipe: Recipe, layout: Layout) -> Ways:
+def ways_for(net: Net, recipe: Recipe, layout: Layout) -> Ways:
     """How the net of a run computes. The forms that hang on the device are found by trying, but not where bits must come again."""
     train, device = recipe.train, layout.device
     half = is_half(train.precision, device)
@@ -88,10 +89,10 @@ def ways_for(net: AlexNet, recipe: Recipe, layout: Layout) -> Ways:
         return Ways(half)
     like = torch.zeros((), dtype=torch.bfloat16 if half else torch.float32, device=device)
     forms = {} if train.deterministic or net.groups == 1 else choose(net.design.two_column_shapes(train.batch // layout.data_count), like)
-    return Ways(half, blocks=True, forms=forms)
+    return Ways(half, blocks=isinstance(net, AlexNet), forms=forms)
 
 
-def make_step(net: AlexNet, model: torch.nn.Module, optimiser: PaperSGD, recipe: Recipe, layout: Layout, graph: bool) -> Step:
+def make_step(net: Net, model: torch.nn.Module, optimiser: PaperSGD, recipe: Recipe, layout: Layout, graph: bool) -> Step:
     """The quickest step for a recipe and layout. model: the net, or the net in its data-parallel wrapping; graph: whether it may be one."""
     if recipe.train.step == "plain" or not net.ways.half or layout.data_group is not None:
         return PlainStep(model, optimiser)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from math import prod
 
 from model.columns import COLUMNS
-from model.design import Design
 from model.hybrid import is_split
 from model.layout import Layout
+from model.net_design import NetDesign
 
 GRADIENT, LABEL = 4, 8  # bytes: gradients are float32 also where layers compute in bf16; labels are int64
 
@@ -22,7 +22,7 @@ class Row:
     backward: int
 
 
-def traffic(design: Design, classes: int, batch: int, columns: int, replicas: int, hybrid: bool = False, element: int = 4) -> list[Row]:
+def traffic(design: NetDesign, classes: int, batch: int, columns: int, replicas: int, hybrid: bool = False, element: int = 4) -> list[Row]:
     """Rows in forward order; none for one device. batch: over all ranks; element: bytes of an activation.
 
     Counted is the payload that must leave rank 0, the least that any algorithm sends: to gather, its part to each other
@@ -42,7 +42,13 @@ def traffic(design: Design, classes: int, batch: int, columns: int, replicas: in
     return rows
 
 
-def table(layout: Layout, design: Design, classes: int, batch: int) -> list[str]:
+def exchanged(design: NetDesign, classes: int, element: int = 4) -> tuple[int, int]:
+    """Bytes that each of two columns, on a device each, sends the other for a picture, in the forward and the backward pass."""
+    rows = traffic(design, classes, 1, COLUMNS, 1, element=element) if design.columns == COLUMNS else []
+    return sum(row.forward for row in rows), sum(row.backward for row in rows)
+
+
+def table(layout: Layout, design: NetDesign, classes: int, batch: int) -> list[str]:
     """Lines for a user: bytes for each picture of the batch, and MB a step. On GPUs layers compute in bf16."""
     element = 2 if layout.device.type == "cuda" else 4
     columns = layout.world // layout.data_count
@@ -58,20 +64,20 @@ def table(layout: Layout, design: Design, classes: int, batch: int) -> list[str]
     return lines
 
 
-def _inputs(design: Design) -> dict[str, int]:
+def _inputs(design: NetDesign) -> dict[str, int]:
     """Values of one picture that the layers which read all of the layer before have as input."""
     inputs, sides = design.inputs(), design.map_sides()
     return {layer: inputs[layer] * sides.get(layer, 1) ** 2 for layer in design.exchanged()}
 
 
-def _column_rows(design: Design, classes: int, pictures: int, element: int) -> list[Row]:
+def _column_rows(design: NetDesign, classes: int, pictures: int, element: int) -> list[Row]:
     """Each column sends its half of a layer's input, and backward what it asks of the other's half."""
     halves = {layer: pictures * values // COLUMNS * element for layer, values in _inputs(design).items()}
     logits = pictures * -(-classes // COLUMNS) * element
     return [*(Row(layer, half, half) for layer, half in halves.items()), Row("logits", logits, 0)]
 
 
-def _hybrid_rows(design: Design, classes: int, batch: int, ranks: int, element: int) -> list[Row]:
+def _hybrid_rows(design: NetDesign, classes: int, batch: int, ranks: int, element: int) -> list[Row]:
     """Maps of a rank's pictures to each other rank, then its features of all pictures; backward what it asks of each other rank's."""
     others, inputs = ranks - 1, design.inputs()
     first, *rest = (layer for layer in design.layers() if is_split(layer))

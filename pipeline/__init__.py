@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from pipeline.batch import Batch, LoadingGivenUp
     from pipeline.cache import CacheSettings
     from pipeline.check import check_folder
+    from pipeline.cifar import read_cifar
     from pipeline.loader import ImageLoader
     from pipeline.one_picture import mean_image, views_of
     from pipeline.samples import Skipped
     from pipeline.shards import ShardSet
+    from pipeline.whole_pictures import WholeBatch, WholePictures
 
 _LATER = {
     "Augmentation": "augment",
@@ -26,8 +28,11 @@ _LATER = {
     "LoadingGivenUp": "batch",
     "ShardSet": "shards",
     "Skipped": "samples",
+    "WholeBatch": "whole_pictures",
+    "WholePictures": "whole_pictures",
     "check_folder": "check",
     "mean_image": "one_picture",
+    "read_cifar": "cifar",
     "views_of": "one_picture",
 }
 __all__ = [
@@ -41,12 +46,15 @@ __all__ = [
     "Manifest",
     "ShardSet",
     "Skipped",
+    "WholeBatch",
+    "WholePictures",
     "atomic_file",
     "check_folder",
     "fsync_folder",
     "line_of_place",
     "mean_image",
     "one_line_errors",
+    "read_cifar",
     "read_manifest",
     "views_of",
 ]

@@ -12,10 +12,11 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from pipeline.colour import ColourRule
-from pipeline.draws import Draws, draw, fixed
+from pipeline.colour import ColourRule, ColourStats, mean_colour
+from pipeline.draws import CENTRE, WORDS, Draws, draw, fixed
+from pipeline.scaled import Scale, evaluation_side, plain_window
 
-MeanWindow = Literal["same", "centre"]
+MeanWindow = Literal["same", "centre", "channel"]
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,13 @@ class Augmentation:
     """Settings of training pictures.
 
     crop: side of the window in pixels. mean_window: "same" subtracts the mean image over the crop's own window, mirrored
-    with it (paper); "centre" subtracts the mean's central window from every crop (the authors' program). colour and
+    with it (paper); "centre" subtracts the mean's central window from every crop (the authors' program); "channel" the mean
+    colour, three numbers (VGG): then what the functions here call the mean image has that colour everywhere. colour and
     sigma: see ColourStats.shift. divisor: the shifted picture is divided by it (1.1 in the authors' program).
     window_shared_by: consecutive positions of an epoch that share one crop and flip (32 in the authors' program).
     crops, flips: whether windows are drawn, or all central, and whether half of the pictures are mirrored.
+    scale: the shorter side of each training picture is first resized to a number of pixels drawn from scale[0] .. scale[1], that
+    of each picture in evaluation to their middle, see scaled.py; None: pictures are squares, and stay as they are.
     """
 
     crop: int = 227
@@ -37,20 +41,38 @@ class Augmentation:
     window_shared_by: int = 1
     crops: bool = True
     flips: bool = True
+    scale: Scale | None = None
 
     def plain(self) -> Augmentation:
         """The same window and mean with neither colour noise nor division: what is used for evaluation."""
-        return Augmentation(self.crop, self.mean_window, colour="none")
+        return Augmentation(self.crop, self.mean_window, colour="none", scale=self.scale)
+
+    def side(self, size: int) -> int:
+        """Pixels of the squares that the views of evaluation are cut from; size: of the stored pictures' shorter side."""
+        return size if self.scale is None else evaluation_side(self.scale)
+
+
+def mean_for(a: Augmentation, stats: ColourStats) -> np.ndarray:
+    """The mean image that is subtracted, (side, side, 3) float32 grey levels; with "channel" the mean colour everywhere."""
+    return mean_colour(stats.statistics, a.side(len(stats.mean_image))) if a.mean_window == "channel" else stats.mean_image
 
 
 def training_draws(a: Augmentation, size: int, seed: int, epoch: int, ids: np.ndarray, positions: np.ndarray) -> Draws:
-    """What is drawn for training pictures of `size` pixels that stand at `positions` of an epoch."""
-    offsets, middle = size - a.crop + 1, centre_offset(size, a.crop)
-    own = draw(seed, epoch, ids, offsets)
-    window = own if a.window_shared_by == 1 else draw(seed, epoch, positions // a.window_shared_by, offsets)
-    central = fixed(len(ids), middle, middle)
+    """What is drawn for training pictures of `size` pixels that stand at `positions` of an epoch. window_shared_by shares the scale, too."""
+    offsets = size - a.crop + 1 if a.scale is None else WORDS
+    own = draw(seed, epoch, ids, offsets, a.scale)
+    window = own if a.window_shared_by == 1 else draw(seed, epoch, positions // a.window_shared_by, offsets, a.scale)
+    central = central_draws(a, size, len(ids))
     place = window if a.crops else central
-    return Draws(place.x, place.y, window.flip if a.flips else central.flip, own.normals)
+    return Draws(place.x, place.y, window.flip if a.flips else central.flip, own.normals, window.sides)
+
+
+def central_draws(a: Augmentation, size: int, count: int) -> Draws:
+    """The central window of each of `count` pictures of `size` pixels, at the scale of evaluation."""
+    if a.scale is not None:
+        return fixed(count, CENTRE, CENTRE, a.side(size))
+    middle = centre_offset(size, a.crop)
+    return fixed(count, middle, middle)
 
 
 def centre_offset(size: int, crop: int) -> int:
@@ -71,14 +93,16 @@ def plain_batch(
     """The plain form, one picture after the other with Pillow and NumPy.
 
     Returns the windows as uint8 (n, crop, crop, 3), mirrored, and the finished pictures as float32 (n, 3, crop, crop)
-    in grey levels. shift: (n, 3) grey levels.
+    in grey levels. shift: (n, 3) grey levels. With a scale DALI's windows may differ by 1 grey level: it rounds another sum.
     """
     crop = augmentation.crop
     windows, finished = [], []
     for i, jpeg in enumerate(jpegs):
         rows, columns = slice(draws.y[i], draws.y[i] + crop), slice(draws.x[i], draws.x[i] + crop)
         step = -1 if draws.flip[i] else 1
-        window = np.asarray(Image.open(io.BytesIO(jpeg.tobytes())).convert("RGB"))[rows, columns][:, ::step]
+        picture = np.asarray(Image.open(io.BytesIO(jpeg.tobytes())).convert("RGB"))
+        scaled = augmentation.scale is not None
+        window = (plain_window(picture, draws.rows(np.array([i])), crop) if scaled else picture[rows, columns])[:, ::step]
         if augmentation.mean_window == "same":
             mean = mean_image[rows, columns][:, ::step]
         else:

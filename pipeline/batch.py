@@ -13,8 +13,8 @@ from pipeline.draws import Draws
 @dataclass(frozen=True)
 class Batch:
     """images: float32 grey levels, mean subtracted, RGB, (n, 3, crop, crop), or (n, 10, 3, crop, crop) for ten views; with
-    out="uint8" the mirrored windows, uint8, from which mean and colour are still to be taken: draws says where each was cut,
-    shift, (n, 3) float32 grey levels, what its colour is shifted by.
+    out="uint8" the mirrored windows, uint8, from which mean and colour are still to be taken: draws says where each was cut
+    (with a scale by words, see Draws), shift, (n, 3) float32 grey levels, what its colour is shifted by.
 
     labels, ids: (n,) int64; an id is the sample's number in its split; the label is -1 for a sample of a validation that is
     not counted (on_bad_sample="skip"). All on the loader's device but draws and, if no ranks exchange pictures, ids.

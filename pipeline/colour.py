@@ -46,7 +46,7 @@ class Statistics(BaseModel):
 
 @dataclass(frozen=True)
 class ColourStats:
-    """Statistics and the mean image: (size, size, 3) float32, 0..255."""
+    """Statistics and the mean image: (size, size, 3) float32, 0..255; of pictures that are no squares the mean colour everywhere."""
 
     statistics: Statistics
     mean_image: np.ndarray
@@ -66,6 +66,12 @@ class ColourStats:
         else:
             size = np.asarray(self.statistics.stddevs) / scale
         return (255.0 * sigma * (normals * size) @ np.asarray(self.statistics.eigenvectors)).astype(np.float32)
+
+
+def mean_colour(statistics: Statistics, side: int) -> np.ndarray:
+    """(side, side, 3) float32 grey levels of 0..255, RGB, every pixel the mean of all."""
+    mean = 255.0 / statistics.pixel_scale * np.asarray(statistics.mean)
+    return np.full((side, side, 3), mean, np.float32)
 
 
 def statistics_of(count: int, total: np.ndarray, products: np.ndarray, images: int, manifest_sha256: str, taken: Taken = "decoded") -> Statistics:

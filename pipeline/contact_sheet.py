@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from pipeline.atomic import atomic_file
 from pipeline.errors import BadSample
@@ -64,11 +64,11 @@ def write_sheet(path: Path, shards: ShardSet, ids: np.ndarray, title: str, line:
 
 
 def _tile(shards: ShardSet, sample: int) -> tuple[Image.Image, str]:
-    """A picture, TILE x TILE, and its class; grey where it cannot be shown."""
+    """A picture, its central square as TILE x TILE, and its class; grey where it cannot be shown."""
     try:
         jpeg, label = shards.read(sample)
         picture = Image.open(io.BytesIO(jpeg.tobytes())).convert("RGB")
-        return picture.resize((TILE, TILE), Image.Resampling.LANCZOS), _caption(shards.manifest.classes[label])
+        return ImageOps.fit(picture, (TILE, TILE), Image.Resampling.LANCZOS), _caption(shards.manifest.classes[label])
     except (BadSample, OSError, SyntaxError):
         return Image.new("RGB", (TILE, TILE), NONE), "cannot be decoded"
 

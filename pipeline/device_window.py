@@ -87,7 +87,7 @@ def cut_windows_fused(
     kind = torch.float32 if out == "float32" else torch.uint8
     windows = torch.empty((len(slots), crop, crop, 3), dtype=kind, device=store.device)
     if len(slots):
-        yuv, centre = layout == "yuv420", mean_window == "centre"
+        yuv, centre = layout == "yuv420", mean_window != "same"
         launch(windows, store, slots, y, x, flip, shift, mean_image, yuv=yuv, centre=centre, divisor=divisor)
     return windows.permute(0, 3, 1, 2) if out == "float32" else windows
 
@@ -117,7 +117,7 @@ def cut_windows_plain(
     if out == "uint8":
         return windows
     start = centre_offset(size, crop)
-    mean = mean_image[start : start + crop, start : start + crop] if mean_window == "centre" else mean_image[rows, columns]
+    mean = mean_image[start : start + crop, start : start + crop] if mean_window != "same" else mean_image[rows, columns]
     finished = windows.to(torch.float32).sub_(mean).add_(shift[:, None, None, :])
     if divisor != 1.0:  # by a tensor: dividing by a number, torch on a GPU multiplies by its inverse, and rounds otherwise
         finished.div_(torch.full((1,), divisor, device=store.device))

@@ -11,8 +11,10 @@ import torch
 from nvidia.dali import fn, pipeline_def, types
 from PIL import Image
 
-from pipeline.augment import Augmentation, central_mean
-from pipeline.draws import Draws, fixed
+from pipeline.augment import Augmentation, central_draws, central_mean
+from pipeline.draws import Draws
+from pipeline.jpeg_header import jpeg_size
+from pipeline.scaled import regions
 
 # What comes out, uint8 (n, side, side, 3): "pictures" whole, "windows" cropped; "float32": mirrored, mean subtracted and colour
 # shifted as well, (n, 3, crop, crop) grey levels, all of it by DALI's own operators.
@@ -47,7 +49,7 @@ class Decoder:
         pinned: bool = False,
     ) -> None:
         """batch: most pictures in a batch. prefetch: batches under way for which DALI keeps memory. pinned: each thread to a core."""
-        self._out, self._last, self._device = out, len(mean_image) - augmentation.crop, device
+        self._out, self._augmentation, self._size, self._device = out, augmentation, len(mean_image), device
         self._under_way = 0
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         device_id: Any = None if device.type == "cpu" else device.index or 0
@@ -56,7 +58,7 @@ class Decoder:
         )(_graph)
         self._pipe = graph(out, augmentation, mean_image, device.type)
         self._pipe.build()
-        self._warm_up(len(mean_image), prefetch)
+        self._warm_up(prefetch)
 
     def schedule(self, fed: Fed) -> None:
         """Begin to decode a batch; at least one picture."""
@@ -67,21 +69,28 @@ class Decoder:
     def _feed(self, fed: Fed) -> None:
         feed = self._pipe.feed_input
         feed("jpeg", fed.jpegs)
-        if self._out != "pictures":
+        if self._out == "pictures":
+            return
+        if self._augmentation.scale is not None:
+            start, end = regions(np.array([_height_width(jpeg) for jpeg in fed.jpegs]), fed.draws, self._augmentation.crop)
+            feed("start", start.astype(np.float32))
+            feed("end", end.astype(np.float32))
+        else:
             # Offset k of 0..last as k / last: DALI rounds last * position, so integers come back exactly. Handing it a
             # uniform position instead would give the two edge offsets half the probability of the others.
-            position = np.stack((fed.draws.x, fed.draws.y)).astype(np.float32) / max(self._last, 1)
+            position = np.stack((fed.draws.x, fed.draws.y)).astype(np.float32) / max(self._size - self._augmentation.crop, 1)
             feed("x", position[0])
             feed("y", position[1])
         if self._out == "float32":
             feed("flip", fed.draws.flip.astype(np.int32))
             feed("minus_shift", -fed.shift)
 
-    def _warm_up(self, size: int, prefetch: int) -> None:
+    def _warm_up(self, prefetch: int) -> None:
         """Decode a grey picture: DALI's first run asks for `prefetch` batches at once, more than a short pass may have."""
         buffer = io.BytesIO()
-        Image.new("RGB", (size, size), (128, 128, 128)).save(buffer, "JPEG")
-        grey = Fed([np.frombuffer(buffer.getvalue(), np.uint8)], fixed(1, 0, 0), np.zeros((1, 3), np.float32))
+        Image.new("RGB", (self._size, self._size), (128, 128, 128)).save(buffer, "JPEG")
+        draws = central_draws(self._augmentation, self._size, 1)
+        grey = Fed([np.frombuffer(buffer.getvalue(), np.uint8)], draws, np.zeros((1, 3), np.float32))
         for _ in range(prefetch):
             self._feed(grey)
         self._pipe.schedule_run()
@@ -104,6 +113,13 @@ class Decoder:
                 continue
 
 
+def _height_width(jpeg: np.ndarray) -> tuple[int, int]:
+    """As the header has it, which ShardSet.read has checked: the size of what is not decoded yet."""
+    size = jpeg_size(jpeg)
+    assert size is not None, "a picture without a header that can be read"
+    return size[1], size[0]
+
+
 def _graph(out: Out, augmentation: Augmentation, mean_image: np.ndarray, device: str) -> Any:
     def given(name: str, kind: Any, dimensions: int) -> Any:
         return fn.external_source(name=name, dtype=kind, ndim=dimensions, batch=True)
@@ -111,10 +127,15 @@ def _graph(out: Out, augmentation: Augmentation, mean_image: np.ndarray, device:
     jpeg = given("jpeg", types.UINT8, 1)
     if out == "pictures":
         return decode(jpeg, device)
-    window = {"crop": [augmentation.crop] * 2, "crop_pos_x": given("x", types.FLOAT, 0), "crop_pos_y": given("y", types.FLOAT, 0)}
+    if augmentation.scale is not None:
+        cut: dict[str, Any] = {}
+        picture = resized_windows(jpeg, given("start", types.FLOAT, 1), given("end", types.FLOAT, 1), augmentation.crop, device)
+    else:
+        cut = {"crop": [augmentation.crop] * 2, "crop_pos_x": given("x", types.FLOAT, 0), "crop_pos_y": given("y", types.FLOAT, 0)}
+        picture = windows(jpeg, cut, device) if out == "windows" else decode(jpeg, device)
     if out == "windows":
-        return windows(jpeg, window, device)
-    return finished(jpeg, window, given("flip", types.INT32, 0), given("minus_shift", types.FLOAT, 1), device, mean_image, augmentation)
+        return picture
+    return finished(picture, cut, given("flip", types.INT32, 0), given("minus_shift", types.FLOAT, 1), device, mean_image, augmentation)
 
 
 def windows(jpeg: Any, window: dict[str, Any], device: str) -> Any:
@@ -123,11 +144,19 @@ def windows(jpeg: Any, window: dict[str, Any], device: str) -> Any:
     return fn.crop(decode(jpeg, device), **window)  # decoding a region on the GPU crashes Hopper (nvImageCodec 0.9)
 
 
-def finished(jpeg: Any, window: dict[str, Any], flip: Any, minus_shift: Any, device: str, mean_image: np.ndarray, augmentation: Augmentation) -> Any:
-    """crop_mirror_normalize subtracts one number per channel: the mean image goes before it (same window) or after it (centre)."""
+def resized_windows(jpeg: Any, start: Any, end: Any, crop: int, device: str) -> Any:
+    """Windows of pictures that are resized, see scaled.py. Pixels beyond a window enter it by the filter, as if all had been resized."""
+    how: dict[str, Any] = {"interp_type": types.INTERP_LINEAR, "antialias": True, "dtype": types.UINT8}
+    return fn.resize(decode(jpeg, device), size=[crop, crop], roi_start=start, roi_end=end, roi_relative=False, **how)
+
+
+def finished(picture: Any, window: dict[str, Any], flip: Any, minus_shift: Any, device: str, mean_image: np.ndarray, a: Augmentation) -> Any:
+    """crop_mirror_normalize subtracts one number per channel: the mean image goes before it (same window) or after it (centre, channel).
+
+    window: where it is cut, nothing for a picture that is cut already.
+    """
     place = "cpu" if device == "cpu" else "gpu"
-    same = augmentation.mean_window == "same"
-    picture = decode(jpeg, device)
+    same = a.mean_window == "same"
     if same:
         picture = picture - types.Constant(mean_image, device=place)
     out = fn.crop_mirror_normalize(
@@ -135,13 +164,13 @@ def finished(jpeg: Any, window: dict[str, Any], flip: Any, minus_shift: Any, dev
         **window,
         mirror=flip,
         mean=minus_shift,
-        std=[augmentation.divisor] * 3,
+        std=[a.divisor] * 3,
         dtype=types.FLOAT,
         output_layout="CHW",
     )
     if same:
         return out
-    centre = central_mean(mean_image, augmentation.crop).transpose(2, 0, 1) / np.float32(augmentation.divisor)
+    centre = central_mean(mean_image, a.crop).transpose(2, 0, 1) / np.float32(a.divisor)
     return out - types.Constant(np.ascontiguousarray(centre), device=place)
 
 

@@ -87,7 +87,7 @@ def say_set(shown: str, shards: ShardSet) -> None:
     say(shown)
     row("set", f"format {m.format_version}, manifest {shards.digest[:12]}")
     row("source", f"{_SOURCES[m.source.kind]}, listing {m.source.sha256[:12]}")
-    row("pictures", f"{s.size} x {s.size} RGB, {s.resize}; JPEG of quality {s.quality}, {s.subsampling}")
+    row("pictures", f"{size_of(m)} RGB, {s.resize}; JPEG of quality {s.quality}, {s.subsampling}")
     say_rejected(m)
     say(f"\n  {'split':<8}{'samples':>12}{'shards':>8}{'bytes':>12}{'a sample':>12}   a shard: least, median, most")
     for name, split in m.splits.items():
@@ -96,6 +96,12 @@ def say_set(shown: str, shards: ShardSet) -> None:
         a_shard = f"{bytes_of(min(sizes))}, {bytes_of(median(sizes))}, {bytes_of(max(sizes))}"
         say(f"  {name:<8}{split.samples:>12,}{len(split.shards):>8,}{bytes_of(sum(sizes)):>12}{bytes_of(a_sample):>12}   {a_shard}")
     say("")
+
+
+def size_of(m: Manifest) -> str:
+    """Of its pictures, in words."""
+    s = m.settings
+    return f"{s.size} x {s.size}" if s.shape == "square" else f"whole pictures with a shorter side of {s.size}"
 
 
 def say_rejected(m: Manifest) -> None:
@@ -138,7 +144,9 @@ def say_samples(looked: Looked, stats: ColourStats | InputError) -> None:
 
 
 def rooms(shards: ShardSet, device: torch.device) -> dict[Pixels, Room]:
-    """What a cache of the whole split needs, and what is free for it."""
+    """What a cache of the whole split needs, and what is free for it; nothing for pictures that are no squares, which are not cached."""
+    if shards.manifest.settings.shape != "square":
+        return {}
     size, on_gpu = shards.manifest.settings.size, device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if on_gpu else free_memory()
     kinds: tuple[Pixels, ...] = ("rgb", "yuv420")
@@ -162,7 +170,7 @@ def bytes_of(count: float) -> str:
 def say_sheet(path: Path, shown: str, shards: ShardSet, looked: Looked) -> None:
     m = shards.manifest
     ids = choose(looked.ids, looked.labels)
-    line = f"{len(shards):,} training pictures of {len(m.classes):,} classes, {m.settings.size} x {m.settings.size}; here {len(ids)} of them"
+    line = f"{len(shards):,} training pictures of {len(m.classes):,} classes, {size_of(m)}; here {len(ids)} of them"
     write_sheet(path, shards, ids, Path(shown).name or shown, line)
     say(f"\n  contact sheet: {path}")
 
@@ -178,7 +186,9 @@ def inspect(given: argparse.Namespace, shards: ShardSet, device: torch.device, f
     if not given.no_sheet and len(looked.ids):
         say_sheet(given.sheet, given.shards, shards, looked)
     if not given.no_speed:
-        speeds = Speeds(device, given.batch, min(CROP, shards.manifest.settings.size), fetch)
+        s = shards.manifest.settings
+        crop = min(CROP, s.size)
+        speeds = Speeds(device, given.batch, crop, fetch, scale=None if s.shape == "square" else (max(crop, s.size // 2), s.size))
         say_speed(given, shards, stats, speeds)
     if looked.bad:
         print(f"error: {looked.bad[0]}", file=sys.stderr)

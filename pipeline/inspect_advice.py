@@ -9,6 +9,7 @@ import torch
 from pipeline.cache import Pixels, Room, Where
 from pipeline.inspect_speed import PREFETCH, Speeds
 from pipeline.order import Order
+from pipeline.scaled import Scale
 from pipeline.staging import AHEAD
 
 WINDOW = 16  # shards, ImageLoader's default
@@ -40,10 +41,13 @@ class Advice:
     order: Order
     rate: float
     sentences: list[str]
+    scale: Scale | None = None
 
     def options(self) -> list[str]:
         """For model.train."""
         cache = ["--set", f"data.cache={self.cache}", "--set", f"data.cache_pixels={self.pixels}"] if self.cache != "none" else []
+        if self.scale is not None:
+            cache = ["--set", f"data.scale={list(self.scale)}", "--set", "data.mean_window=channel"]
         ahead = ["--prefetch", str(self.prefetch)] if self.prefetch != PREFETCH else []
         return ["--threads", str(self.threads), *ahead, *cache, *(["--set", "data.order=windowed"] if self.order == "windowed" else [])]
 
@@ -62,7 +66,7 @@ def advise(speeds: Speeds, needs: Needs) -> Advice:
         why_order,
         f"The data plane gives {rate:,.0f} images/s at most{later}, {epoch} an epoch; a net may be slower{cores}.",
     ]
-    return Advice(speeds.best_threads, speeds.best_prefetch, cache, pixels, order, rate, sentences)
+    return Advice(speeds.best_threads, speeds.best_prefetch, cache, pixels, order, rate, sentences, speeds.scale)
 
 
 def _threads(speeds: Speeds) -> str:
@@ -91,6 +95,8 @@ def _order(speeds: Speeds, needs: Needs) -> tuple[Order, float, str]:
 
 def _cache(speeds: Speeds, needs: Needs, uncached: float) -> tuple[Where, Pixels, float, str]:
     """Where and what to keep, images per second then, and why."""
+    if speeds.scale is not None:
+        return "none", "rgb", uncached, "Cache: none; whole pictures are decoded and brought to a scale anew each time."
     expected = {pixels: _with_cache(speeds.cached[pixels], needs.rooms[pixels], uncached) for pixels in speeds.cached}
     if not expected:
         return "none", "rgb", uncached, "Cache: none; it could not be measured."

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pipeline.augment import Augmentation
+from pipeline.augment import Augmentation, mean_for
 from pipeline.cache import CacheSettings, Pixels, Where, free_memory, picture_bytes
 from pipeline.colour import ColourStats, read_colour_stats
 from pipeline.decode import DaliPictures
@@ -27,6 +27,7 @@ from pipeline.loader import ImageLoader
 from pipeline.manifest import read_manifest
 from pipeline.order import order
 from pipeline.samples import Samples
+from pipeline.scaled import Scale
 from pipeline.shards import ShardSet
 from pipeline.share import Share
 from pipeline.turbojpeg_planes import check_planes
@@ -45,7 +46,8 @@ Passes = tuple[Pass, int]  # and the most batches that one can have
 @dataclass
 class Speeds:
     """Images per second; decode, uint8, float32 by decoding threads; prefetch, at best_threads, by batches ahead; cached by what is
-    kept. fetch: of shards at a URL, None when none had to be fetched. storage: None for shards at a URL."""
+    kept. fetch: of shards at a URL, None when none had to be fetched. storage: None for shards at a URL. scale: that whole pictures
+    are brought to; they are not cached."""
 
     device: torch.device
     batch: int
@@ -58,6 +60,11 @@ class Speeds:
     float32: dict[int, float] = field(default_factory=dict)
     prefetch: dict[int, float] = field(default_factory=dict)
     cached: dict[Pixels, float] = field(default_factory=dict)
+    scale: Scale | None = None
+
+    @property
+    def augmentation(self) -> Augmentation:
+        return Augmentation(self.crop, "same" if self.scale is None else "channel", scale=self.scale)
 
     @property
     def cache_where(self) -> Where:
@@ -126,14 +133,15 @@ def measure(shards: ShardSet, stats: ColourStats | None, speeds: Speeds, threads
         for shard in range(count):
             shards.bring(shard, threading.Event())
     speeds.batch = min(speeds.batch, int(shards.first[to_cache]))
-    settings = f"{speeds.device}, batch {speeds.batch}, crop {speeds.crop}"
+    settings = f"{speeds.device}, batch {speeds.batch}, crop {speeds.crop}{f', scale {speeds.scale[0]} to {speeds.scale[1]}' if speeds.scale else ''}"
     say(f"Images/s of this machine ({settings}; the first {int(shards.first[count]):,} training pictures, files in memory)\n")
     with only_first(shards, count, stats) as folder:
         stages = _Stages(folder, speeds, seconds, say)
         stages.by_threads(threads)
         stages.by_prefetch()
-    with only_first(shards, to_cache, stats) as folder:
-        _Stages(folder, speeds, seconds, say).from_caches()
+    if speeds.scale is None:
+        with only_first(shards, to_cache, stats) as folder:
+            _Stages(folder, speeds, seconds, say).from_caches()
     if not shards.is_remote:
         speeds.storage = measure_storage(shards, seconds)
         _say_storage(speeds.storage, say)
@@ -194,7 +202,7 @@ class _Stages:
 
     def _loader(self, **options: Any) -> ImageLoader:
         s = self.speeds
-        common: dict[str, Any] = {"batch": s.batch, "crop": s.crop, "device": s.device, "prefetch": PREFETCH, "on_bad_sample": "skip"}
+        common: dict[str, Any] = {"batch": s.batch, "augmentation": s.augmentation, "device": s.device, "prefetch": PREFETCH, "on_bad_sample": "skip"}
         return ImageLoader(self.folder, "train", **{**common, **options})
 
     def _loading(self, **options: Any) -> Passes:
@@ -242,8 +250,9 @@ class _Stages:
         """Through the decoder alone, with as many batches under way as the loader has."""
         feed, parts, an_epoch = self._feed()
         manifest, digest = read_manifest(self.folder)
-        mean = read_colour_stats(self.folder, digest, manifest.settings.size).mean_image
-        settings: dict[str, Any] = {"augmentation": Augmentation(self.speeds.crop), "mean_image": mean, "batch": self.speeds.batch}
+        a = self.speeds.augmentation
+        mean = mean_for(a, read_colour_stats(self.folder, digest, manifest.settings.size))
+        settings: dict[str, Any] = {"augmentation": a, "mean_image": mean, "batch": self.speeds.batch}
         pictures = DaliPictures(feed, partial(Decoder, "windows", threads=threads, device=self.speeds.device, prefetch=PREFETCH, **settings))
 
         def taken(part: Part) -> int:

@@ -16,15 +16,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from pipeline.augment import Augmentation, centre_offset, training_draws
+from pipeline.augment import Augmentation, central_draws, mean_for, training_draws
 from pipeline.batch import Batch, LoadingGivenUp
 from pipeline.cache import CacheSettings, Where
 from pipeline.cache_plan import plan_cache
 from pipeline.colour import read_colour_stats
 from pipeline.decode import DaliPictures, PlanesPictures
-from pipeline.device import upload
-from pipeline.draws import Draws, fixed
-from pipeline.errors import InputError
+from pipeline.device import chosen_device, upload
+from pipeline.draws import Draws
 from pipeline.exchange import Exchange
 from pipeline.feed import Feed
 from pipeline.graph import Decoder
@@ -35,7 +34,7 @@ from pipeline.pixels import CpuPixels, Out
 from pipeline.pixels_gpu import GpuPixels
 from pipeline.producer import Producer, Ready
 from pipeline.samples import OnBadSample, Samples, Skipped
-from pipeline.settings import DecoderName, Views, check_numbers, check_place, check_settings, check_shape, check_state, check_words, decoded_as
+from pipeline.settings import DecoderName, Views, check_numbers, check_place, check_scale, check_settings, check_state, check_words, decoded_as
 from pipeline.shards import ShardSet
 from pipeline.times import StageTimes
 from pipeline.turbojpeg_planes import check_planes
@@ -96,20 +95,18 @@ class ImageLoader:
         cache = CacheSettings(cache) if isinstance(cache, str) else cache
         if crop is not None:
             augmentation = replace(augmentation, crop=crop)
-        self.device = torch.device(device)
-        if self.device.type == "cuda":
-            if not torch.cuda.is_available():
-                raise InputError(f'device "{device}", but torch sees no GPU here; use device="cpu"')
-            self.device = torch.device("cuda", torch.cuda.current_device() if self.device.index is None else self.device.index)
+        self.device = chosen_device(device)
         self.shards = ShardSet(shards, split, local, local_gb)
-        check_shape(self.shards)
-        self._size = self.shards.manifest.settings.size
-        self._stats = read_colour_stats(self.shards.folder, self.shards.digest, self._size)
-        check_words(views=views, order=order, out=out, decoder=decoder, on_bad_sample=on_bad_sample)
+        check_scale(self.shards, augmentation, decoder, cache)
+        stored = self.shards.manifest.settings.size
+        self._size = augmentation.side(stored)
+        self._stats = read_colour_stats(self.shards.folder, self.shards.digest, stored)
+        check_words(views=views, order=order, out=out, decoder=decoder, on_bad_sample=on_bad_sample, mean_window=augmentation.mean_window)
         check_numbers(window=window, prefetch=prefetch, threads=threads, world=world, batch=batch, crop=augmentation.crop)
         check_place(rank, world, seed, epoch)
         check_settings(self.shards, batch, augmentation.crop, self._size, views, world, out)
         self.augmentation = augmentation if views == "train" else augmentation.plain()
+        self._mean = mean_for(augmentation, self._stats)
         self.batch, self.views, self.seed, self.epoch, self.position = batch, views, seed, epoch, 0
         self.rank, self.world, self.out = rank, world, out
         self._passes = Passes(self.shards, seed, views == "train", order, window)
@@ -123,7 +120,7 @@ class ImageLoader:
         self._share, self._group, self._cache = plan.share, plan.group, plan.cache
         if cache is not None and cache.where != "none" and cache.pixels == "yuv420" and decoder == "dali":
             self.notes.append("cache: YUV planes are decoded by TurboJPEG, since DALI gives none; the pixels are the same")
-        self._decoder = decoded_as(decoder, cache, plan.cache is not None, self.device.type)
+        self._decoder = decoded_as(decoder, cache, plan.cache is not None, self.device.type, augmentation.scale is not None)
         self.times = StageTimes()
         self.given_up: Callable[[], object] = lambda: False  # asked while a batch is waited for; if true, LoadingGivenUp is raised
         self._samples = Samples(self.shards, on_bad_sample, replace=views == "train")
@@ -133,7 +130,7 @@ class ImageLoader:
     def _build(self) -> None:
         """The decoder, and what is done to its pictures."""
         whole = self.views == "ten"  # ten views are cut from the whole picture
-        graph_crop = replace(self.augmentation, crop=self._size) if whole else self.augmentation
+        self._cut_to = replace(self.augmentation, crop=self._size) if whole else self.augmentation
         # Alone on a GPU, DALI's own operators do all.
         in_dali = self._decoder == "windows" and self._group is None and self.device.type == "cuda" and self.out == "float32" and not whole
         kinds: dict[str, Any] = {"windows": "float32" if in_dali else "windows", "rgb": "pictures"}
@@ -146,10 +143,10 @@ class ImageLoader:
             pictures = PlanesPictures(self._feed, self._size, place, self._threads)
         else:
             most = self._share.most_rows(min(self.batch, max(len(self.shards), self.world)))
-            settings: dict[str, Any] = {"augmentation": graph_crop, "mean_image": self._stats.mean_image, "device": place}
+            settings: dict[str, Any] = {"augmentation": self._cut_to, "mean_image": self._mean, "device": place}
             settings |= {"batch": most, "threads": self._threads, "prefetch": self._prefetch}
             pictures = DaliPictures(self._feed, partial(Decoder, kinds[self._decoder], **settings))
-        cut, self._finish = self._make_pixels(graph_crop, place), self._make_pixels(self.augmentation, self.device)
+        cut, self._finish = self._make_pixels(self._cut_to, place), self._make_pixels(self.augmentation, self.device)
         self._finished = self._group is None and not whole and place == self.device
         self._producer = Producer(
             passes=self._passes,
@@ -169,12 +166,13 @@ class ImageLoader:
 
     def _make_pixels(self, augmentation: Augmentation, place: torch.device) -> CpuPixels | GpuPixels:
         if place.type == "cpu":
-            return CpuPixels(augmentation, self._stats.mean_image, self._decoder, self._threads)
-        return GpuPixels(augmentation, self._stats.mean_image, self._decoder, self.device)
+            return CpuPixels(augmentation, self._mean, self._decoder, self._threads)
+        return GpuPixels(augmentation, self._mean, self._decoder, self.device)
 
     def change(self, augmentation: Augmentation) -> None:
         """From the next batch asked for on, other colours; the cache and the place in the epoch stay."""
-        assert augmentation.crop == self.augmentation.crop, "the crop of a loader is fixed"
+        kept = [(a.crop, a.scale, a.mean_window) for a in (augmentation, self.augmentation)]
+        assert kept[0] == kept[1], "crop, scale and mean of a loader are fixed"
         assert not self._iterating, "finish or drop the iterator first"
         self.augmentation = augmentation
         del self._producer  # its decoder's memory goes before another's is taken
@@ -205,14 +203,7 @@ class ImageLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at the very next image; ranks and batch may differ from those that wrote the state. Raises InputError."""
-        mine = self.state_dict()
-        check_state(state, len(self.shards))
-        if state["digest"] != mine["digest"]:
-            raise InputError(f"{self.shards.folder} is another shard set than the one this run was trained on; give the folder it was started with")
-        if state["seed"] != self.seed:
-            raise InputError(f"the run was started with seed {state['seed']}, not {self.seed}; keep the seed to go on in the same order")
-        if state.get("order", "global") != mine["order"]:
-            raise InputError(f"the run was started with order {state.get('order', 'global')}, not {mine['order']}; keep it, or start anew")
+        check_state(state, self.state_dict(), self.shards)
         if self._iterating:
             raise RuntimeError("a state cannot be loaded while the loader is being iterated")
         self.epoch, self.position = state["epoch"], state["position"]
@@ -293,11 +284,8 @@ class ImageLoader:
     def draws_of(self, ids: np.ndarray, positions: np.ndarray) -> tuple[Draws, np.ndarray]:
         """Draws and colour shift, (n, 3) float32 grey levels, of samples that stand at `positions` of the present epoch."""
         a = self.augmentation
-        if self.views == "ten":
-            draws = fixed(len(ids), 0, 0)
-        elif self.views == "centre":
-            middle = centre_offset(self._size, a.crop)
-            draws = fixed(len(ids), middle, middle)
-        else:
+        if self.views == "train":
             draws = training_draws(a, self._size, self.seed, self.epoch, ids, positions)
+        else:
+            draws = central_draws(self._cut_to, self._size, len(ids))
         return draws, self._stats.shift(draws.normals, a.colour, a.sigma)

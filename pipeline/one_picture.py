@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.augment import Augmentation, central_mean, centre_offset, ten_views
+from pipeline.augment import Augmentation, central_mean, centre_offset, mean_for, ten_views
 from pipeline.colour import read_colour_stats
 from pipeline.settings import Views, check_shape
 from pipeline.shards import ShardSet
 
 
-def mean_image(shards: ShardSet) -> np.ndarray:
-    """The mean of the training pictures, (size, size, 3) float32 grey levels 0..255, RGB. Raises InputError."""
-    check_shape(shards)
-    return read_colour_stats(shards.folder, shards.digest, shards.manifest.settings.size).mean_image
+def mean_image(shards: ShardSet, augmentation: Augmentation | None = None) -> np.ndarray:
+    """The mean that a net trained with `augmentation` subtracts, (size, size, 3) float32 grey levels 0..255, RGB; size: pixels of the
+    squares that views are cut from, with a scale those of its middle. Raises InputError."""
+    augmentation = augmentation or Augmentation()
+    check_shape(shards, augmentation)
+    return mean_for(augmentation, read_colour_stats(shards.folder, shards.digest, shards.manifest.settings.size))
 
 
 def views_of(picture: np.ndarray, mean: np.ndarray, augmentation: Augmentation, views: Views) -> np.ndarray:

@@ -160,7 +160,7 @@ class CpuPixels:
 def mean_places(draws: Draws, size: int, augmentation: Augmentation) -> np.ndarray:
     """(n, 3) int64: mean image or its mirror image (0, 1), and row and column of the window of it that is subtracted."""
     crop = augmentation.crop
-    if augmentation.mean_window == "centre":
+    if augmentation.mean_window != "same":
         middle = centre_offset(size, crop)
         return np.tile(np.array([0, middle, middle]), (len(draws.x), 1))
     return np.stack((draws.flip.astype(np.int64), draws.y, np.where(draws.flip, size - crop - draws.x, draws.x)), axis=1)

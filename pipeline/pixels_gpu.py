@@ -69,7 +69,7 @@ class GpuPixels:
         mirrored = windows[picture, across[None, :, None], columns[:, None, :]]
         if out == "uint8":
             return mirrored.permute(0, 3, 1, 2)
-        if a.mean_window == "centre":
+        if a.mean_window != "same":
             mean = self._centre
         else:
             y, x = upload(draws.y, self._device), upload(draws.x, self._device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
+from pipeline.augment import Augmentation, MeanWindow
 from pipeline.cache import CacheSettings
 from pipeline.errors import InputError
 from pipeline.order import Order
@@ -11,16 +12,19 @@ from pipeline.pixels import Decoded, Out
 from pipeline.samples import OnBadSample
 from pipeline.shards import ShardSet
 
+MAX_SCALE = 2048  # pixels of a shorter side
 Views = Literal["train", "centre", "ten"]
 DecoderName = Literal["dali", "turbojpeg"]
 
 
-def decoded_as(decoder: DecoderName, cache: CacheSettings | None, cached: bool, device: str) -> Decoded:
+def decoded_as(decoder: DecoderName, cache: CacheSettings | None, cached: bool, device: str, scaled: bool) -> Decoded:
     """What comes out of the decoder. Raises InputError.
 
-    On a GPU DALI cuts windows where nothing is kept. On a CPU its cut is no quicker than decoding the whole picture and our copy of
-    the window (tools/bench_decode.py), and would not notice a picture that is damaged outside of the window.
+    With a scale DALI resizes windows. On a GPU DALI cuts windows where nothing is kept. On a CPU its cut is no quicker than decoding
+    the whole picture and our copy of the window (tools/bench_decode.py), and would not notice a picture that is damaged outside of it.
     """
+    if scaled:
+        return "windows"
     if cache is None or not cached:
         return "yuv420" if decoder == "turbojpeg" else "rgb" if device == "cpu" else "windows"
     if decoder == "turbojpeg" and cache.pixels == "rgb":
@@ -28,7 +32,7 @@ def decoded_as(decoder: DecoderName, cache: CacheSettings | None, cached: bool, 
     return cache.pixels
 
 
-_WORDS = {"views": Views, "order": Order, "out": Out, "decoder": DecoderName, "on_bad_sample": OnBadSample}
+_WORDS = {"views": Views, "order": Order, "out": Out, "decoder": DecoderName, "on_bad_sample": OnBadSample, "mean_window": MeanWindow}
 
 
 def check_words(**words: str) -> None:
@@ -53,19 +57,48 @@ def check_place(rank: int, world: int, seed: int, epoch: int) -> None:
         raise InputError(f"seed must be from 0 to 2^64 - 1 and epoch from 0 to 2^32 - 1, not {seed} and {epoch}")
 
 
-def check_state(state: Any, samples: int) -> None:
-    """Whether a state can be one of a loader of so many samples. Raises InputError."""
+def check_state(state: Any, mine: dict[str, Any], shards: ShardSet) -> None:
+    """Whether a loader of these shards, whose own state is `mine`, can go on from a state. Raises InputError."""
     wanted = {"epoch": int, "position": int, "seed": int, "digest": str}
     if not isinstance(state, dict) or any(type(state.get(key)) is not kind for key, kind in wanted.items()):
         raise InputError(f"this is no state of a loader: {', '.join(wanted)} are wanted, three integers and a string; give what state_dict() gave")
+    samples = len(shards)
     if not 0 <= state["position"] <= samples or not 0 <= state["epoch"] < 2**32:
         raise InputError(f"the state says epoch {state['epoch']}, position {state['position']}, but an epoch has positions 0 to {samples}")
+    if state["digest"] != mine["digest"]:
+        raise InputError(f"{shards.folder} is another shard set than the one this run was trained on; give the folder it was started with")
+    if state["seed"] != mine["seed"]:
+        raise InputError(f"the run was started with seed {state['seed']}, not {mine['seed']}; keep the seed to go on in the same order")
+    if state.get("order", "global") != mine["order"]:
+        raise InputError(f"the run was started with order {state.get('order', 'global')}, not {mine['order']}; keep it, or start anew")
 
 
-def check_shape(shards: ShardSet) -> None:
-    """Raises InputError for pictures that are not square: they have no mean image, and do not fit into one batch."""
-    if shards.manifest.settings.shape != "square":
-        raise InputError(f"{shards.folder} has whole pictures, of any aspect, and this loader takes squares; make shards with --resize square")
+def check_shape(shards: ShardSet, a: Augmentation) -> None:
+    """Raises InputError for pictures that are not square where they are to be used as they are, and for a scale that is none."""
+    if a.scale is None:
+        if shards.manifest.settings.shape != "square":
+            raise InputError(
+                f"{shards.folder} has whole pictures, of any aspect, which must be brought to a scale: give data.scale, such as [256, 512], "
+                "and data.mean_window: channel; or make shards with --resize square"
+            )
+        return
+    if len(a.scale) != 2 or any(type(side) is not int for side in a.scale) or not 1 <= a.scale[0] <= a.scale[1] <= MAX_SCALE:
+        raise InputError(f"scale must be two whole numbers of pixels, the least first, {MAX_SCALE:,} at most, not {list(a.scale)}")
+    if a.scale[0] < a.crop:
+        raise InputError(f"a {a.crop} crop does not fit pictures of scale {a.scale[0]}; use a scale from {a.crop} on, or a smaller input")
+    if a.mean_window != "channel":
+        raise InputError(f"with a scale there is no mean image to subtract; use mean_window: channel, the mean colour, not {a.mean_window}")
+
+
+def check_scale(shards: ShardSet, a: Augmentation, decoder: DecoderName, cache: CacheSettings | None) -> None:
+    """As check_shape, and what a loader cannot do with a scale. Raises InputError."""
+    check_shape(shards, a)
+    if a.scale is None:
+        return
+    if decoder == "turbojpeg":
+        raise InputError("decoder turbojpeg cannot resize, which a scale needs; use decoder: dali")
+    if cache is not None and cache.where != "none":
+        raise InputError("a cache keeps pictures of one size, and with a scale they are of any; use cache: none")
 
 
 def check_settings(shards: ShardSet, batch: int, crop: int, size: int, views: Views, world: int, out: Out) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from model import spikes
-from model.alexnet import AlexNet
 from model.checkpoint import VELOCITY
 from model.evaluate import Result, write_predictions
 from model.metrics import Metrics
+from model.nets import make_net
 from model.pictures import list_skipped
 from model.recipe import Recipe, read_recipe
 from model.record import write_record
@@ -74,7 +74,7 @@ def _metrics(folder: Path, recipe: Recipe, classes: int, epochs: int, steps: int
 
 
 def _checkpoint(folder: Path, recipe: Recipe, classes: int, step: int) -> None:
-    net = AlexNet(classes, recipe.model, seed=0)
+    net = make_net(classes, recipe.model, seed=0)
     tensors = {name: value.detach() for name, value in net.named_parameters()}
     tensors |= {VELOCITY + name: torch.zeros_like(value) for name, value in tensors.items()}
     state = {"step": step, "recipe": recipe.model_dump(mode="json"), "classes": classes, "wnids": [f"n{i:08d}" for i in range(classes)]}

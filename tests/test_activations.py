@@ -15,11 +15,12 @@ from training import metrics, train, weights
 
 from model import loop
 from model.activations import BINS, PICTURES, Histogram, measure
-from model.alexnet import AlexNet, MaskDraw, whole_net
+from model.alexnet import AlexNet
 from model.columns import Columns
 from model.design import Design
 from model.hybrid import Hybrid, parallel
 from model.layout import Layout
+from model.net import MaskDraw, whole_net
 from model.sgd import PaperSGD
 from model.step import PlainStep
 
@@ -153,8 +154,10 @@ def test_a_net_that_has_come_apart_can_be_looked_at() -> None:
     with torch.no_grad():
         net.conv2.weight.fill_(torch.inf)
         net.fc7.weight.fill_(torch.nan)
-    for one in measure(net, pictures(2), Layout()).values():
+    seen = measure(net, pictures(2), Layout())
+    for one in seen.values():
         assert sum(one.counts) == one.values
+    assert seen["fc7/column0"].silent == 0  # what is no number is not silent
 
 
 def test_a_silent_layer_has_a_histogram() -> None:

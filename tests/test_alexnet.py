@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.alexnet import AlexNet, MaskDraw, parameter_totals
+from model.alexnet import AlexNet
 from model.design import LAYERS, Design, Lrn
+from model.net import MaskDraw
 
 TINY = Design(maps=(4, 8, 12, 12, 8), hidden=(16, 12), input=67)
 
@@ -28,7 +29,7 @@ def test_alexnet_and_nothing_else_is_the_papers_net() -> None:
     net = AlexNet()
     state = net.state_dict()
     assert list(state) == [f"{layer}.{kind}" for layer in LAYERS for kind in ("weight", "bias")]
-    assert parameter_totals(Design(), 1000) == PARAMETERS
+    assert Design().parameters(1000) == PARAMETERS
     for layer, count in PARAMETERS.items():
         assert state[f"{layer}.weight"].numel() + state[f"{layer}.bias"].numel() == count
         assert tuple(state[f"{layer}.weight"].shape) == Design().shapes(1000)[layer]

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from conftest import one_line, run_here
 
-from model.alexnet import parameter_totals
 from model.design import Design
 from pipeline.errors import InputError
 from pipeline.loader import ImageLoader
@@ -95,7 +94,7 @@ def test_opening_leaves_the_collection_of_garbage_as_it_was(tmp_path: Path) -> N
 def test_what_ranks_send_is_counted() -> None:
     one, four, many = (bench_growth_ranks.of_a_step(world, 1) for world in (1, 4, 64))
     assert (one["sent"], one["sent_hybrid"]) == (0, 0)
-    gradients = 4 * sum(parameter_totals(Design(), 1000).values()) / 2e6  # of a rank that holds a column
+    gradients = 4 * sum(Design().parameters(1000).values()) / 2e6  # of a rank that holds a column
     assert four["sent"] > gradients
     assert many["sent"] - four["sent"] == pytest.approx((2 * 31 / 32 - 2 * 1 / 2) * gradients, rel=1e-3)
     assert all(np.isfinite(value) and value >= 0 for found in (one, four, many) for value in found.values())
@@ -118,7 +117,7 @@ def test_quick(tmp_path: Path) -> None:
     pictures = rows["ranks", bench_growth_ranks.PROCESSES["pictures"][0]]
     assert dict(zip(pictures["sizes"], pictures["costs"], strict=True)) == {2: 50}  # each rank reads its own part, and no other
     memory = rows["classes", bench_growth_classes.COSTS["memory"][0]]
-    assert memory["costs"] == [12e-6 * sum(parameter_totals(Design(), classes).values()) for classes in memory["sizes"]]
+    assert memory["costs"] == [12e-6 * sum(Design().parameters(classes).values()) for classes in memory["sizes"]]
     assert "start on 8 shards of 10: " in result.stdout
     assert "worse than linear: " in result.stdout
 

@@ -42,11 +42,11 @@ def test_runs_over_each_other(runs: list[Path], tmp_path: Path) -> None:
 def test_layouts_versions_and_other_shards_are_told(runs: list[Path], tmp_path: Path) -> None:
     other = Path(shutil.copytree(runs[0], tmp_path / "other", symlinks=True))
     record = json.loads((other / "run.json").read_text())
-    record.update(layout="one cuda, both columns on it", versions={"torch": "9.9"})
+    record.update(layout="one cuda, the whole net on it", versions={"torch": "9.9"})
     record["shards"]["manifest_sha256"] = "1" * 64
     (other / "run.json").write_text(json.dumps(record))
     words = check_page(compared([runs[0], other], tmp_path / "compare.html"))
-    assert re.search(r"layout 2 x cpu, .* one cuda, both columns on it", words)
+    assert re.search(r"layout 2 x cpu, .* one cuda, the whole net on it", words)
     assert re.search(r"torch \S+ 9\.9", words)
     assert re.search(r"numpy \S+ –", words)
     assert "different shards" in words

@@ -16,10 +16,11 @@ from pydantic import ValidationError
 from torch import nn
 from training import train
 
-from model.alexnet import AlexNet, MaskDraw, gather_parameter, parameter_totals, whole_state
+from model.alexnet import AlexNet
 from model.columns import Columns
 from model.design import Design, Lrn
 from model.formats import dense_columns
+from model.net import MaskDraw, gather_parameter, whole_state
 from model.onnx_graph import to_onnx
 from model.step import loss_of
 from model.traffic import traffic
@@ -92,7 +93,7 @@ def test_the_net_is_the_one_written_out(name: str) -> None:
     asked = torch.randn_like(plain)
     for one, other in zip(*(torch.autograd.grad(out, list(net.parameters()), asked) for out in (logits, plain)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-9)
-    assert sum(p.numel() for p in net.parameters()) == sum(parameter_totals(net.design, 5).values())
+    assert sum(p.numel() for p in net.parameters()) == sum(net.design.parameters(5).values())
 
 
 @pytest.mark.parametrize("name", ["tanh", "no LRN", "pooling that does not overlap", "never", "one column"])
@@ -140,7 +141,7 @@ def test_two_devices_hold_a_net_of_one_column_each(made_shards: Path, tmp_path: 
     one = ("--devices", 2, "--set", "model.columns=1", "--set", "model.hidden=[8, 8]")
     result = train(made_shards, tmp_path / "run", *one, epochs=1)
     assert result.returncode == 0, result.stderr
-    assert "2 x cpu, both columns on each device, 2 replicas" in result.stdout
+    assert "2 x cpu, the whole net on each device, 2 replicas" in result.stdout
     refused = train(made_shards, tmp_path / "refused", *one, "--columns", 2, epochs=1)
     assert refused.returncode == 2
     assert "this recipe's net has one column" in refused.stderr
@@ -188,5 +189,5 @@ def test_impossible_designs(change: dict[str, Any], words: str) -> None:
 
 def test_the_papers_net_is_what_it_was() -> None:
     assert isinstance(AlexNet(10).fc6, nn.Linear)
-    assert sum(parameter_totals(Design(), 1000).values()) == 60_965_224
+    assert sum(Design().parameters(1000).values()) == 60_965_224
     assert Design().exchanged() == ("conv3", "fc6", "fc7", "fc8")

@@ -11,9 +11,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.activations import measure
-from model.alexnet import AlexNet, MaskDraw
+from model.alexnet import AlexNet
 from model.deterministic import CUBLAS, no_deterministic_form, set_deterministic
 from model.layout import Layout
+from model.net import MaskDraw
 from model.recipe import read_recipe
 from model.sgd import PaperSGD
 from model.step import PlainStep
@@ -79,7 +80,7 @@ class Called(TorchDispatchMode):
 @pytest.mark.parametrize("recipe", ["alexnet", "alexnet-2012"])
 def test_training_and_looking_call_nothing_that_is_refused(recipe: str) -> None:
     small = ["model.maps=[4, 8, 8, 8, 8]", "model.hidden=[16, 16]", "model.input=99"]
-    net = AlexNet(4, read_recipe(recipe, small).model)
+    net = AlexNet(4, read_recipe(recipe, small).alexnet)
     images = torch.randn(4, 3, 99, 99)
     with Called() as called:
         PlainStep(net, PaperSGD(net.parameters()))(images, torch.arange(4), MaskDraw(0, 0, 4))

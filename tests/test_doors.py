@@ -12,6 +12,11 @@ import pipeline
 
 NETWORK = {
     "alexnet",
+    "net",
+    "nets",
+    "net_design",
+    "vgg",
+    "vgg_design",
     "columns",
     "design",
     "lrn",

@@ -21,10 +21,11 @@ from torch import nn
 from training import TINY, here, losses, train, weights
 
 from model import checkpoint
-from model.alexnet import AlexNet, whole_state
+from model.alexnet import AlexNet
 from model.design import LAYERS, Design, Lrn
 from model.export import caffe, main, torchvision
 from model.formats import check_torchvision, read_weights
+from model.net import whole_state
 from model.onnx_graph import to_onnx
 from model.recipe import read_recipe
 from pipeline import InputError
@@ -44,7 +45,7 @@ def pictures(side: int, n: int = 3) -> torch.Tensor:
 @pytest.mark.parametrize("recipe", ["alexnet", "alexnet-2012", "small"])
 def test_the_onnx_graph_is_the_net(recipe: str) -> None:
     """LRN that is not a rounding error (alpha 0.01), the 2012 program's order, padding and second normalisation included."""
-    design = read_recipe(recipe, []).model.model_copy(update=SMALL)
+    design = read_recipe(recipe, []).alexnet.model_copy(update=SMALL)
     assert design.lrn
     design = design.model_copy(update={"lrn": design.lrn.model_copy(update={"alpha": 0.01})})
     net, images = net_of(design), pictures(design.input)
@@ -128,7 +129,7 @@ def test_caffes_conv1_reads_bgr(tmp_path: Path) -> None:
 
 def toy_design() -> Design:
     """Of the nets that the tests of training train."""
-    return read_recipe("small", [str(word) for word in TINY if str(word).startswith("model.")]).model
+    return read_recipe("small", [str(word) for word in TINY if str(word).startswith("model.")]).alexnet
 
 
 @pytest.mark.parametrize("name", ["net.safetensors", "net.pth", "net.onnx"])

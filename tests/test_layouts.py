@@ -17,11 +17,12 @@ from conftest import on_ranks
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.alexnet import AlexNet, MaskDraw, gather_parameter, own_part, placements, whole_net, whole_state
+from model.alexnet import AlexNet
 from model.columns import Columns
 from model.design import Design, Lrn
 from model.hybrid import Hybrid, parallel
 from model.layout import Layout, choose, join, suited, take_place
+from model.net import MaskDraw, gather_parameter, own_part, placements, whole_net, whole_state
 from model.sgd import PaperSGD
 from model.step import PlainStep
 from model.traffic import traffic
@@ -49,7 +50,7 @@ HYBRID = "hybrid: convolutions data-parallel, each fully connected layer split o
 CASES = {
     "a pair": Case(2, 6, False, 2, "2 x cpu, one column a device, 1 replica; 2 spare ranks wait"),
     "two pairs": Case(2, 12, False, 4, "4 x cpu, one column a device, 2 replicas"),
-    "data": Case(1, 6, False, 3, "3 x cpu, both columns on each device, 3 replicas; 1 spare rank waits"),
+    "data": Case(1, 6, False, 3, "3 x cpu, the whole net on each device, 3 replicas; 1 spare rank waits"),
     "hybrid of three": Case(1, 6, True, 3, f"3 x cpu, {HYBRID} 3; 1 spare rank waits"),
     "hybrid of four": Case(1, 12, True, 4, f"4 x cpu, {HYBRID} 4"),
 }

@@ -306,6 +306,7 @@ WRONG = {
     "prefetch": (0, "prefetch must be at least 1"),
     "threads": (-1, "threads must be at least 1"),
     "world": (0, "world must be at least 1"),
+    "augmentation": (Augmentation(crop=64, mean_window="pixel"), "mean_window must be one of same, centre, channel"),  # type: ignore[arg-type]
     "crop": (0, "crop must be at least 1"),
     "rank": (1, "rank must be from 0 to 0"),
     "seed": (-1, "seed must be from 0"),

@@ -95,6 +95,18 @@ def test_curves_mark_the_drop_of_the_rate_and_leave_a_half_written_line_out(run:
     assert [text.get_text() for text in right.texts] == ["not validated yet"]
 
 
+def test_curves_show_units_that_never_fire_where_they_were_looked_at(run: Path) -> None:
+    lines = plot_run.read_metrics(run)
+    assert plot_run.silent_shares(lines) == {}
+    looks = [
+        {"step": step, "silent_percent_conv1_1_column0": 2.0 * step, "silent_percent_conv1_1_column1": 0.0, "silent_percent_fc6_column0": 5.0}
+        for step in (1, 40)
+    ]
+    assert plot_run.silent_shares([*lines, *looks]) == {"conv1_1": [(1, 1.0), (40, 40.0)], "fc6": [(1, 5.0), (40, 5.0)]}
+    *_, below = plot_run.draw_curves([*lines, *looks], CLASSES).axes
+    assert below.get_legend_handles_labels()[1] == ["conv1_1: 40.0 %", "fc6: 5.0 %"]
+
+
 def test_kernels_are_scaled_each_to_its_own_range_around_grey() -> None:
     kernels = torch.zeros(40, 3, 11, 11)
     kernels[0, 0, 2, 3], kernels[0, 1, 2, 3], kernels[17, 2, 0, 10] = 4, -2, -0.001

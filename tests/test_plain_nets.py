@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.alexnet import AlexNet, parameter_totals
+from model.alexnet import AlexNet
 from model.design import Design, Lrn
 from pipeline.errors import InputError
 from tools.plain_nets import EagerAlexNet, make_step
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 def test_the_peers_net_is_the_papers() -> None:
     with torch.device("meta"):
         net = EagerAlexNet()
-    assert sum(parameter.numel() for parameter in net.parameters()) == sum(parameter_totals(Design(), 1000).values())
+    assert sum(parameter.numel() for parameter in net.parameters()) == sum(Design().parameters(1000).values())
 
 
 def test_the_peers_net_computes_what_ours_does_but_for_the_border_of_the_columns() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from training import TINY, here
 
-from model.alexnet import parameter_totals
 from model.memory import batch_that_fits
 from model.recipe import read_recipe
 from model.train import main
@@ -25,7 +24,7 @@ def test_a_dry_run_says_what_would_run_and_keeps_nothing(made_shards: Path, tmp_
     assert "8, 8 decoded by each rank, 8 trained on by each replica" in said
     assert "6 an epoch, at most 7 epochs (fixed schedule), 42 in all" in said
     design = read_recipe("small", [str(word) for word in TINY if str(word).startswith("model.")]).model
-    parameters = sum(parameter_totals(design, 4).values()) * 4 / 2**20
+    parameters = sum(design.parameters(4).values()) * 4 / 2**20
     assert f"parameters {parameters:,.1f} MiB" in said
     kept = re.search(r"activations kept for the backward pass ([\d.]+) MiB", said)
     assert kept is not None

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from model.design import Lrn
+from model.design import Design, Lrn
 from model.recipe import RECIPES, Recipe, read_recipe
+from model.vgg_design import VggDesign
 from pipeline import InputError
 
 
@@ -18,14 +19,14 @@ def test_the_paper_is_the_default() -> None:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
 def test_shipped_recipes_are_valid(name: str) -> None:
-    assert read_recipe(name, []).model.sides()[-1] >= 1
+    assert read_recipe(name, []).model.last_side() >= 1
 
 
 def test_overrides() -> None:
     recipe = read_recipe("alexnet", ["train.rate=1e-3", "model.lrn.k=1", "model.bias=[0, .1, 0, .1, .1, .1, .1, 0]", "data.colour=stddev"])
     assert recipe.model.lrn
     assert (recipe.train.rate, recipe.model.lrn.k, recipe.data.colour) == (1e-3, 1.0, "stddev")
-    assert recipe.model.bias[1] == 0.1
+    assert recipe.alexnet.bias[1] == 0.1
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_what_cannot_be_is_one_line_that_names_the_key(override: str, words: lis
 
 def test_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="known are alexnet, alexnet-2012, small"):
-        read_recipe("vgg", [])
+        read_recipe("googlenet", [])
     (tmp_path / "mine.yaml").write_text("train:\n  rate: 1e-3\n")
     assert read_recipe(str(tmp_path / "mine.yaml"), []).train.rate == 1e-3
     (tmp_path / "mine.yaml").write_text("- a list\n")
@@ -73,7 +74,7 @@ def test_every_key_is_read_somewhere() -> None:
     sources = "".join(path.read_text() for path in (ROOT / "model").glob("*.py") if path.stem != "recipe")
     places = {"model": r"(d|s|self|design|model|lrn)", "data": r"(d|data)", "train": r"(t|train|training)"}
     for table, owner in places.items():
-        model: Any = Recipe.model_fields[table].annotation
-        names = [*model.model_fields, *(Lrn.model_fields if table == "model" else [])]
+        kinds: list[Any] = [Design, VggDesign, Lrn] if table == "model" else [Recipe.model_fields[table].annotation]
+        names = {name for kind in kinds for name in kind.model_fields}
         for name in names:
             assert re.search(rf"\b{owner}\.{name}\b", sources), f"nothing reads {table}.{name}"

@@ -87,9 +87,11 @@ def test_a_run_ends_with_a_report(finished: Path) -> None:
         "Figure 4",
         "about 227",
         "model.maps ≠",
+        "Units that never fire",
+        "step 12, column 0 / 1 conv1",
         "SHA-256",
         "torch",
-        "one cpu, both columns on it",
+        "one cpu, the whole net on it",
         "Begun once",
     ):
         assert what in words, what

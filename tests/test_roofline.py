@@ -18,7 +18,7 @@ from matplotlib.text import Annotation, Text
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model.alexnet import AlexNet, parameter_totals
+from model.alexnet import AlexNet
 from model.design import Design
 from model.ways import Ways
 from tools.roofline import EAGER_LRN, Kernel, ceiling, main, parameters, result_of, roof, step_kernels, sums
@@ -52,7 +52,7 @@ def test_the_table_of_the_limits(batch: int) -> None:
 def test_the_parts_of_the_limits() -> None:
     kernels = step_kernels(Design(), 1000, 128)
     assert ceiling(Design(), 1000, H200) == pytest.approx(191_000, abs=500)
-    assert parameters(Design(), 1000) == 60_965_224 == sum(parameter_totals(Design(), 1000).values())
+    assert parameters(Design(), 1000) == 60_965_224 == sum(Design().parameters(1000).values())
     microseconds = {(kernel.layer, kernel.work): 1e6 * kernel.seconds(H200) for kernel in kernels}
     assert microseconds["conv2", "forward"] == pytest.approx(72.6, abs=0.05)
     assert microseconds["conv3", "input gradient"] == pytest.approx(48.5, abs=0.05)
@@ -67,7 +67,7 @@ def test_the_parts_of_the_limits() -> None:
 
 def test_bytes_of_a_parameter_and_of_a_picture() -> None:
     """Of a parameter 26 with bfloat16 layers and 32 without, but for conv1, of whose weights no gradient of the input is made."""
-    count, conv1 = parameters(Design(), 1000), parameter_totals(Design(), 1000)["conv1"]
+    count, conv1 = parameters(Design(), 1000), Design().parameters(1000)["conv1"]
     for element, each in ((2, 26), (4, 32)):
         none, one, two = (sum(kernel.bytes for kernel in step_kernels(Design(), 1000, batch, element)) for batch in (0, 1, 2))
         assert none == each * count - element * conv1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import time
@@ -16,7 +17,9 @@ from serving import JPEG, ask, drawn, encoded, refused, served
 from serving import port as port
 from serving import prepared as prepared
 
+from model import serve_app
 from model.serve_app import MOST
+from model.serve_connection import Connection
 from model.serve_upload import MAX_BYTES, MAX_SCANS, square_of
 
 # --- pictures of any kind
@@ -184,6 +187,21 @@ def _until(found: Any) -> None:
     while not found():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_nobody_is_waited_for_for_ever(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for a picture, nor for the head of a request, which takes a place of those that the server has."""
+    monkeypatch.setattr(serve_app, "SECONDS", 0.2)
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as slow:
+        slow.sendall(b"POST /answer HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\npart")
+        assert slow.recv(12) == b"HTTP/1.1 408"
+    monkeypatch.setattr(Connection, "patience", 0.2)
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as slow:
+        slow.sendall(b"GET / HTTP/1.1\r\nHost")
+        with contextlib.suppress(ConnectionResetError):
+            assert slow.recv(1) == b""
+    monkeypatch.undo()
+    assert ask(port, "POST", "/answer", JPEG)[0] == 200
 
 
 def test_a_fault_of_ours_is_not_told_to_others(prepared: Any) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.alexnet import AlexNet, MaskDraw
+from model.alexnet import AlexNet
 from model.convolve import to_blocks
 from model.design import Design
 from model.graphed import HeldMasks
 from model.layout import Layout
+from model.net import MaskDraw
 from model.recipe import Recipe, Training
 from model.sgd import PaperSGD
 from model.step import HalfStep, PlainStep, loss_of, make_step, ways_for

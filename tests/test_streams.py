@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, files_of, one_line, run_command, run_here
 from source_fixtures import make_kaggle, make_parquet, make_targz
 
-from pipeline import ImageLoader
+from pipeline import Augmentation, ImageLoader
 from pipeline.errors import InputError
 from pipeline.manifest import read_manifest
 from pipeline.shards import ShardSet
@@ -191,14 +191,16 @@ def test_a_test_split_without_labels_loads_and_is_not_evaluated(of_folders: Path
 
 
 def test_pictures_with_their_aspect(folders: Path, tmp_path: Path) -> None:
-    """Checked as what they are, and refused where squares are needed."""
+    """Checked as what they are, and taken with a scale alone."""
     out = tmp_path / "out"
     made(folders, out, "--resize", "shorter")
     checked = run_here(check_shards.main, "--shards", out, "--decode", "--workers", 1)
     assert checked.returncode == 0, checked.stderr + checked.stdout
-    one_line(run_here(compute_pca.main, "--shards", out), "no mean image", "--resize square")
-    with pytest.raises(InputError, match="whole pictures, of any aspect"):
+    assert run_here(compute_pca.main, "--shards", out).returncode == 0
+    with pytest.raises(InputError, match=r"whole pictures, of any aspect.*data\.scale"):
         ImageLoader(out, "train", batch=2, crop=16)
+    scaled = Augmentation(crop=16, mean_window="channel", scale=(20, 40))
+    assert next(iter(ImageLoader(out, "train", batch=2, augmentation=scaled))).images.shape == (2, 3, 16, 16)
 
 
 def test_pictures_with_all_their_chroma(folders: Path, tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ import torch
 import torch.distributed as dist
 from conftest import on_ranks
 
-from model.alexnet import AlexNet, MaskDraw
+from model.alexnet import AlexNet
 from model.columns import Columns
 from model.design import Design
 from model.hybrid import parallel
 from model.layout import Layout
+from model.net import MaskDraw
 from model.sgd import PaperSGD
 from model.spans import ROWS, STAGES, Span, covered, read_spans, summary
 from model.step import PlainStep

@@ -11,7 +11,7 @@ from model.columns import Columns
 from model.design import Design
 from model.hybrid import Hybrid
 from model.layout import Layout
-from model.traffic import Row, table, traffic
+from model.traffic import Row, exchanged, table, traffic
 
 PARAMETERS, OF_THEM_CONVOLUTIONS = 60_965_224, 2_334_080  # shared/paper.md
 
@@ -28,6 +28,17 @@ def test_two_columns_of_the_paper(element: int) -> None:
     sizes = {"conv3": 21_632, "fc6": 4_608, "fc7": 2_048, "fc8": 2_048}
     expected = [Row(layer, 128 * size * element, 128 * size * element) for layer, size in sizes.items()]
     assert traffic(Design(), 1000, 128, 2, 1, element=element) == [*expected, Row("logits", 128 * 500 * element, 0)]
+
+
+def test_what_a_picture_costs_by_how_often_columns_exchange() -> None:
+    """Without ranks; between conv1 and conv2 27 x 27 x 48 values, before conv4 and conv5 13 x 13 x 192."""
+    whole, never, every = Design(), Design(reads_both=("fc8",)), Design(reads_both=("conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"))
+    assert exchanged(whole, 1000) == (123_344, 121_344)
+    assert exchanged(never, 1000) == ((2_048 + 500) * 4, 2_048 * 4)
+    assert exchanged(every, 1000, element=2) == tuple(half + 2 * (27 * 27 * 48 + 2 * 13 * 13 * 192) for half in (61_672, 60_672))
+    assert exchanged(Design(columns=1), 1000) == (0, 0)
+    rows = traffic(whole, 1000, 128, 2, 1)
+    assert (sum(row.forward for row in rows), sum(row.backward for row in rows)) == (128 * 123_344, 128 * 121_344)
 
 
 def test_replicas_send_gradients() -> None:

@@ -75,7 +75,7 @@ class Plan:
         """Images a second of the roof of our step, in bfloat16."""
         if self.machine is None:
             return None
-        kernels = step_kernels(recipe.model, len(self.shards.manifest.classes), recipe.train.batch, HALF)
+        kernels = step_kernels(recipe.alexnet, len(self.shards.manifest.classes), recipe.train.batch, HALF)
         return recipe.train.batch / roof(kernels, self.machine)
 
     def groups(self) -> list[tuple[Recipe, str, list[str]]]:

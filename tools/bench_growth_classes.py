@@ -10,10 +10,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from model.alexnet import AlexNet, MaskDraw, parameter_totals
+from model.alexnet import AlexNet
 from model.design import Design
 from model.evaluate import evaluate
 from model.layout import Layout
+from model.net import MaskDraw
 from model.recipe import read_recipe
 from model.sgd import PaperSGD
 from model.step import PlainStep
@@ -52,7 +53,7 @@ def best_of(repeats: int, work: Callable[[], Any]) -> float:
 def cost_of_classes(folder: Path, written: list[Written], classes: int, repeats: int) -> dict[str, float]:
     """COSTS at a number of classes; written: a shard of each split."""
     folder = lay_folder(folder, {"train": written, "val": written}, classes)
-    total = sum(parameter_totals(Design(), classes).values())
+    total = sum(Design().parameters(classes).values())
     began = time.perf_counter()
     AlexNet(classes)
     return {
@@ -87,7 +88,7 @@ def _top5(classes: int, repeats: int) -> float:
 
 def _small(folder: Path, classes: int, repeats: int) -> dict[str, float]:
     """A step, and the evaluation of the split, loading included, of the net of recipe small."""
-    design = read_recipe("small", []).model
+    design = read_recipe("small", []).alexnet
     net = AlexNet(classes, design)
     step, masks = PlainStep(net, PaperSGD(net.parameters())), MaskDraw(0, 0, BATCH)
     images, labels = torch.randn(BATCH, 3, design.input, design.input), torch.arange(BATCH) % classes

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from model.alexnet import AlexNet, MaskDraw
+from model.alexnet import AlexNet
 from model.layout import Layout
 from model.memory import keep_freed_memory
+from model.net import MaskDraw
 from model.recipe import Recipe, Training
 from model.sgd import PaperSGD
 from model.step import HalfStep, PlainStep, Step, make_step, ways_for

@@ -17,20 +17,20 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline.colour import ColourStats, Taken, read_colour_stats, statistics_of, write_colour_stats
+from pipeline.colour import ColourStats, Taken, mean_colour, read_colour_stats, statistics_of, write_colour_stats
 from pipeline.errors import InputError, one_line_errors
 from pipeline.shards import ShardSet
-from tools.pixel_sums import NAME, Sums, empty_sums, read_sums, total_sums
+from tools.pixel_sums import NAME, Sums, empty_sums, read_sums, summed_side, total_sums
 
 CHUNK = 256  # samples a task
 
 
-def colour_stats(sums: Sums, manifest_sha256: str, taken: Taken) -> ColourStats:
-    """Statistics of pixels in [0, 1] and the mean image in 0..255 from exact sums."""
-    size = len(sums.picture)
-    total = sums.picture.sum(axis=(0, 1))
-    statistics = statistics_of(sums.images * size * size, total, sums.products, sums.images, manifest_sha256, taken)
-    return ColourStats(statistics, (sums.picture / sums.images).astype(np.float32))
+def colour_stats(sums: Sums, size: int, manifest_sha256: str, taken: Taken) -> ColourStats:
+    """Statistics of pixels in [0, 1] and the mean image in 0..255 from exact sums; of pictures that are no squares the mean colour."""
+    statistics = statistics_of(sums.pixels, sums.picture.sum(axis=(0, 1)), sums.products, sums.images, manifest_sha256, taken)
+    if len(sums.picture) == size:
+        return ColourStats(statistics, (sums.picture / sums.images).astype(np.float32))
+    return ColourStats(statistics, mean_colour(statistics, size))
 
 
 _shards: ShardSet | None = None
@@ -43,8 +43,8 @@ def _open_shards(folder: Path) -> None:
 
 def _sum_samples(samples: range) -> Sums:
     assert _shards is not None, "the worker was started by _open_shards"
-    size = _shards.manifest.settings.size
-    sums = empty_sums(size)
+    settings = _shards.manifest.settings
+    sums = empty_sums(summed_side(settings))
     for sample in samples:
         jpeg, _ = _shards.read(sample)
         try:
@@ -52,11 +52,6 @@ def _sum_samples(samples: range) -> Sums:
         except (OSError, ValueError, SyntaxError) as error:
             path, key, offset = _shards.place(sample)
             raise InputError(f"{path}: sample {key} at offset {offset} cannot be decoded ({error}); make this shard again") from None
-        if pixels.shape != (size, size, 3):
-            path, key, offset = _shards.place(sample)
-            raise InputError(
-                f"{path}: sample {key} at offset {offset} is {pixels.shape[1]}x{pixels.shape[0]}, not {size}x{size}; make this shard again"
-            )
         sums.add(pixels)
     return sums
 
@@ -71,14 +66,12 @@ def compute_pca(folder: Path, workers: int, decode: bool = False) -> ColourStats
     shards = ShardSet(folder, "train")
     if not len(shards):
         raise InputError(f"{folder} has no training pictures; make the shards again")
-    if shards.manifest.settings.shape != "square":
-        raise InputError(f"{folder} keeps the pictures' aspect, so they have no mean image; make shards with --resize square")
-    size = shards.manifest.settings.size
-    known = None if decode else read_sums(folder / NAME, size, shards.digest)
+    size, side = shards.manifest.settings.size, summed_side(shards.manifest.settings)
+    known = None if decode else read_sums(folder / NAME, side, shards.digest)
     if known is not None and known.images == len(shards):
-        return colour_stats(known, shards.digest, "before-encoding")
+        return colour_stats(known, size, shards.digest, "before-encoding")
     tasks = [range(start, min(start + CHUNK, len(shards))) for start in range(0, len(shards), CHUNK)]
-    sums = total_sums(size)
+    sums = total_sums(side)
     context = multiprocessing.get_context("spawn")
     with (
         tqdm(total=len(shards), unit=" pictures", desc="colours", mininterval=0.5 if sys.stderr.isatty() else 30) as bar,
@@ -91,7 +84,7 @@ def compute_pca(folder: Path, workers: int, decode: bool = False) -> ColourStats
                 bar.update(part.images)
         except BrokenExecutor:
             raise InputError("a worker process died (out of memory?); run the same command again, with fewer --workers") from None
-    return colour_stats(sums, shards.digest, "decoded")
+    return colour_stats(sums, size, shards.digest, "decoded")
 
 
 def _print(stats: ColourStats) -> None:
@@ -104,7 +97,7 @@ def _print(stats: ColourStats) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Colour statistics (Fancy PCA) and mean image of the training shards.")
+    parser = argparse.ArgumentParser(description="Colour statistics (Fancy PCA) and mean image, or mean colour, of the training shards.")
     parser.add_argument("--shards", type=Path, default=Path("shards"), help="folder made by make_shards (default: shards/)")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: all cores)")
     parser.add_argument("--decode", action="store_true", help="decode the shards even where make_shards left its sums")

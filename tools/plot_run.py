@@ -2,7 +2,7 @@
 
     python tools/plot_run.py --run RUN [--shards shards/]
 
-Writes curves.png (loss and validation error), kernels.png (paper, Figure 3) and predictions.png (Figure 4) into RUN.
+Writes curves.png (loss, validation error, units that never fire), kernels.png (paper, Figure 3) and predictions.png (Figure 4) into RUN.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import math
+import re
 import sys
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,6 +31,7 @@ from tools.run_files import Kernels, Prediction, read_kernels, read_metrics, rea
 
 WIDTH, DPI = 10.0, 160  # inches, pixels an inch: 1600 pixels
 BLUE, ORANGE, GREY, LIGHT, INK = "#2b6cb0", "#c05621", "#7a808a", "#d5d8dc", "#22262b"
+SILENT = re.compile(r"silent_percent_(\w+)_column\d")
 SMOOTH = 50  # a running mean over 1/50 of the logged losses is drawn over them
 
 
@@ -82,11 +84,15 @@ def _chance(axes: Axes, height: float, text: str, colour: str, below: bool = Fal
 
 
 def draw_curves(lines: list[dict[str, Any]], classes: int) -> Figure:
-    """Loss against step and validation errors against epoch, side by side."""
-    figure = Figure(figsize=(WIDTH, 4.1), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    """Loss against step and validation errors against epoch, side by side; below them units that never fire, where they were looked at."""
+    shares = silent_shares(lines)
+    figure = Figure(figsize=(WIDTH, 7.2 if shares else 4.1), layout="constrained")
+    grid = figure.add_gridspec(2 if shares else 1, 2, height_ratios=[4, 3][: 2 if shares else 1])
+    left, right = (figure.add_subplot(grid[0, place]) for place in range(2))
     draw_loss(left, [line for line in lines if "loss_nats" in line], classes)
     draw_errors(right, lines, classes)
+    if shares:
+        draw_silent(figure.add_subplot(grid[1, :]), shares)
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)  # type: ignore[union-attr,call-arg]
     return figure
 
@@ -140,6 +146,26 @@ def draw_errors(axes: Axes, lines: list[dict[str, Any]], classes: int) -> None:
     axes.set_ylim(0, 100)
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.legend(loc="upper right", bbox_to_anchor=(1, min(0.9, 0.99 - 1 / classes)), fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
+
+
+def silent_shares(lines: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """(step, percent) of each layer's units that fired on none of the pictures looked at, means of the columns."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for line in lines:
+        for key, value in line.items():
+            if named := SILENT.fullmatch(key):
+                found.setdefault(named[1], {}).setdefault(line["step"], []).append(value)
+    return {layer: [(step, sum(values) / len(values)) for step, values in looks.items()] for layer, looks in found.items()}
+
+
+def draw_silent(axes: Axes, shares: dict[str, list[tuple[int, float]]]) -> None:
+    _style(axes, "Units that never fire, on at most 32 pictures", "step", "of a layer, %")
+    for number, (layer, looks) in enumerate(shares.items()):
+        axes.plot(*zip(*looks, strict=True), color=f"C{number}", linewidth=1.6, marker="o", markersize=3, label=f"{layer}: {looks[-1][1]:.1f} %")
+    axes.set_ylim(0, 1.12 * max([1.0, *(share for looks in shares.values() for _, share in looks)]))
+    axes.set_xlim(0)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
 
 
 def draw_kernels(kernels: Kernels) -> Figure:

@@ -20,7 +20,7 @@ from pipeline.errors import InputError
 from pipeline.manifest import FORMAT_VERSION, NAME, Manifest, Rejected, Settings, Shard, Split, classes_digest, write_manifest
 from pipeline.order import order
 from tools import pixel_sums
-from tools.pixel_sums import Sums, read_sums, total_sums, write_sums
+from tools.pixel_sums import Sums, read_sums, summed_side, total_sums, write_sums
 from tools.shard_upload import send, sizes_there
 from tools.shard_worker import Assembly, Done, Piece, Task, assemble_shard, look, make_piece, make_shard
 from tools.sources import Entry, Listing
@@ -181,9 +181,8 @@ def claim(out: Path, settings: Settings, listing: Listing, to: str | None, in_or
         if first.endswith("\n"):
             yield Job(listing, out, settings, to, in_order, progress, *_already_done(progress, out, settings, None if to is None else there))
             return
-        sums = total_sums(settings.size) if settings.shape == "square" else None
-        if sums is not None:
-            write_sums(out / SUMS, sums, "")
+        sums = total_sums(summed_side(settings))
+        write_sums(out / SUMS, sums, "")
         progress.truncate(0)
         _record(progress, mark)
         yield Job(listing, out, settings, to, in_order, progress, sums)
@@ -224,7 +223,7 @@ def _already_done(progress: IO[str], out: Path, settings: Settings, there: dict[
             continue  # no record: the shard is made again
         if _is_there(out / found.name, found, there):
             done[found.name] = found
-    return read_sums(out / SUMS, settings.size, "") if settings.shape == "square" else None, done
+    return read_sums(out / SUMS, summed_side(settings), ""), done
 
 
 def _is_there(path: Path, found: Done, there: dict[str, int] | None) -> bool:

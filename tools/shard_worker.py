@@ -15,7 +15,7 @@ from pipeline.errors import InputError
 from pipeline.manifest import Settings
 from pipeline.tarshard import write_shard
 from tools.picture import PictureError, convert
-from tools.pixel_sums import Sums, empty_sums
+from tools.pixel_sums import Sums, empty_sums, summed_side
 from tools.shard_upload import send
 from tools.source_entries import MAX_FILE
 from tools.sources import Entry, read_stream
@@ -83,7 +83,7 @@ class _Converter:
 
     def __init__(self, settings: Settings, summed: bool) -> None:
         self.settings = settings
-        self.sums: Sums | None = empty_sums(settings.size) if summed else None
+        self.sums: Sums | None = empty_sums(summed_side(settings)) if summed else None
         self.rejected: list[tuple[str, str]] = []
         self.doubtful: list[tuple[str, str]] = []
 
@@ -105,7 +105,7 @@ class _Converter:
 
 def make_shard(task: Task) -> tuple[Done, Sums | None]:
     """In a worker: convert the pictures of one shard and write it."""
-    converter = _Converter(task.settings, summed_up(task.split, task.settings))
+    converter = _Converter(task.settings, summed_up(task.split))
     samples = []
     for entry in task.entries:
         jpeg = converter(entry, None)
@@ -117,9 +117,9 @@ def make_shard(task: Task) -> tuple[Done, Sums | None]:
     return replace(made, rejected=converter.rejected, doubtful=converter.doubtful), converter.sums
 
 
-def summed_up(split: str, settings: Settings) -> bool:
-    """Whether pixels of a split are summed for the colour statistics: of training pictures, which are all of one size."""
-    return split == "train" and settings.shape == "square"
+def summed_up(split: str) -> bool:
+    """Whether pixels of a split are summed for the colour statistics."""
+    return split == "train"
 
 
 def _written(task: Task | Assembly, samples: list[tuple[str, bytes, int]]) -> Done:

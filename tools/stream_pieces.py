@@ -25,7 +25,7 @@ def cut_into_pieces(listing: Listing, out: Path, settings: Settings) -> list[Pie
     for split, entries in listing.splits.items():
         for some in _runs(entries, listing.streamed):
             path = out / f".{split}-{len(pieces):06d}.piece"
-            pieces.append(Piece(path, some, settings, summed_up(split, settings), bool(listing.streamed)))
+            pieces.append(Piece(path, some, settings, summed_up(split), bool(listing.streamed)))
     return pieces
 
 

@@ -47,7 +47,7 @@ const show = (answer) => {
   of("maps").replaceChildren();
   answer.maps.forEach((sheet, column) => {
     const figure = add(of("maps"), "figure");
-    const whose = answer.maps.length > 1 ? `column ${column}` : "the only column";
+    const whose = answer.maps.length > 1 ? `column ${column}` : "all maps";
     add(figure, "figcaption", whose);
     add(figure, "img", "", { alt: `responses of ${whose}`, src: sheet });
   });
@@ -98,6 +98,7 @@ const begin = async () => {
   of("about").textContent = `${about.net} · step ${about.step.toLocaleString("en")} · ${about.classes.toLocaleString("en")} classes`;
   of("kernels").src = about.kernels;
   of("halves").hidden = about.columns < 2;
+  for (const place of document.querySelectorAll(".first")) place.textContent = about.layer;
   of("activation").textContent = about.activation;
   of("whence").textContent = about.neighbours;
 };

@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(DALI)
 
-.PHONY: install demo test soak peers peers-shards bench-exchange bench-loader bench-decode bench-memory bench-shards bench-step bench-growth bench-curve bench-gpu clean
+.PHONY: install demo test soak peers peers-shards bench-exchange bench-loader bench-decode bench-memory bench-shards bench-step bench-growth bench-curve bench-gpu experiments clean
 
 install: $(INSTALLED)
 
@@ -61,6 +61,10 @@ bench-growth: $(INSTALLED)
 # TINY: tiny-20.tar, or another tar of train/CLASS and val/CLASS.
 bench-curve: $(INSTALLED)
 	$(BIN)/python tools/bench_curve.py --tiny $(or $(TINY),$(error give TINY=, a tar of small pictures in train/CLASS and val/CLASS))
+
+# All else that the paper measures, on TINY's pictures: under an hour on two cores.
+experiments: $(INSTALLED)
+	$(BIN)/python tools/experiments.py --tiny $(or $(TINY),$(error give TINY=, a tar of small pictures in train/CLASS and val/CLASS))
 
 # On a GPU machine, whose own Python does where there is no .venv. PICTURES: a few hundred real JPEGs, for the shards.
 bench-gpu:

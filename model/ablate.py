@@ -16,14 +16,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from model.design import LAYERS, MIDDLE
-from model.recipe import Recipe, change_recipe, read_recipe
+from model.recipe import OF_THE_MACHINE, Recipe, change_recipe, read_recipe
 from model.run_lines import read_run
 from model.traffic import exchanged
 from pipeline import InputError, atomic_file, one_line_errors
 
 WHOLE = "whole"
+STOPPED = (130, 143)  # exit codes of a training that was asked to stop
 SENT = "sent: bytes that each column, on a device of its own, sends the other for a picture, forward and backward, at 32 bits a value (GPUs: 16)"
 
 
@@ -110,24 +112,37 @@ class Outcome:
 
 def train(ablation: Ablation, seed: int, folder: Path, recipe: Recipe, options: list[str]) -> tuple[float, float]:
     """Errors of the ten views, percent, of a training that is there, or is done now. Raises InputError where it fails."""
-    found = _errors(folder)
+    keys = [*ablation.keys(recipe), f"train.seed={seed}"]
+    found = _errors(folder, change_recipe(recipe, keys))
     if found is None:
-        changes = [word for key in [*ablation.keys(recipe), f"train.seed={seed}"] for word in ("--set", key)]
+        changes = [word for key in keys for word in ("--set", key)]
         command = [sys.executable, "-m", "model.train", *options, *changes, "--run", str(folder), "--resume", "auto"]
         code = subprocess.run(command, check=False).returncode
+        if code in STOPPED:
+            sys.exit(code)
         if code:
-            raise InputError(f"the training without {ablation.name} in {folder} ended with {code}; the same command goes on with it")
-        found = _errors(folder)
+            raise InputError(f"the training {ablation.name} in {folder} ended with {code}; the same command goes on with it")
+        found = _errors(folder, change_recipe(recipe, keys))
     if found is None:
         raise InputError(f"{folder} has no error of ten views; the shards need validation pictures")
     return found
 
 
-def _errors(folder: Path) -> tuple[float, float] | None:
+def _errors(folder: Path, recipe: Recipe) -> tuple[float, float] | None:
+    """None where the training has not ended. Raises InputError for one that has, of another recipe: its figures are not those asked for."""
     if not (folder / "metrics.jsonl").is_file():
         return None
-    final = read_run(folder).final
+    run = read_run(folder)
+    final = run.final
+    if final and _of_the_training(run.recipe) != _of_the_training(recipe):
+        raise InputError(f"{folder} was trained by another recipe; name another folder by --out")
     return (final["val_ten_view_top1_error_percent"], final["val_ten_view_top5_error_percent"]) if final else None
+
+
+def _of_the_training(recipe: Recipe) -> dict[str, Any]:
+    """A recipe without the keys that change no bit."""
+    values: dict[str, Any] = recipe.model_dump(mode="json")
+    return {table: {key: value for key, value in keys.items() if f"{table}.{key}" not in OF_THE_MACHINE} for table, keys in values.items()}
 
 
 def outcome(ablation: Ablation, folders: dict[int, Path], recipe: Recipe, options: list[str]) -> Outcome:
@@ -202,13 +217,28 @@ def main(arguments: list[str] | None = None) -> int:
             _show(ablations, recipe, given.only)
             return 0
         options = [*rest, "--recipe", given.recipe, *(word for key in given.set for word in ("--set", key))]
-        outcomes = []
-        for one in ablations:
-            outcomes.append(outcome(one, {seed: given.out / f"{one.name}-{seed}" for seed in seeds}, recipe, options))
+        outcomes, failed = _run_all(ablations, seeds, given.out, recipe, options)
         with atomic_file(given.out / "ablations.json", "w") as file:
             json.dump([asdict(one) for one in outcomes], file, indent=1)
         print(table(outcomes))
+        if failed:
+            raise InputError(f"not in the table: {', '.join(failed)}, whose trainings failed; what they said stands above")
     return 0
+
+
+def _run_all(ablations: list[Ablation], seeds: list[int], out: Path, recipe: Recipe, options: list[str]) -> tuple[list[Outcome], list[str]]:
+    """What was found, and the names of those that failed, after which the others go on. Raises InputError where the whole net fails."""
+    outcomes, failed = list[Outcome](), list[str]()
+    for number, one in enumerate(ablations, 1):
+        print(f"{number} of {len(ablations)}: {one.what}", flush=True)
+        try:
+            outcomes.append(outcome(one, {seed: out / f"{one.name}-{seed}" for seed in seeds}, recipe, options))
+        except InputError as error:
+            if one.name == WHOLE:
+                raise
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            failed.append(one.name)
+    return outcomes, failed
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ PICTURES = 32  # that are looked at
 
 @dataclass(frozen=True)
 class Histogram:
-    """Of one layer's and column's outputs after ReLU.
+    """Of one layer's and column's outputs after ReLU, or tanh.
 
-    counts: of values in BINS equal parts of 0 .. `most`; values: how many there are; total, squares: sums over them and over
-    their squares; silent: share, 0..1, of the maps, or the units of a fully connected layer, that are 0 on every picture.
+    counts: of values in BINS equal parts of `least` .. `most`, of ReLU from 0 on; values: how many there are; total, squares: sums over
+    them and over their squares; silent: share, 0..1, of the maps, or the units of a fully connected layer, that are 0 on every picture.
     """
 
     most: float
@@ -34,6 +34,7 @@ class Histogram:
     total: float
     squares: float
     silent: float
+    least: float = 0.0
 
 
 @torch.no_grad()
@@ -64,10 +65,12 @@ def _histogram(values: torch.Tensor) -> Histogram:
     silent = (values.transpose(0, 1).flatten(1) == 0).all(dim=1).float().mean()
     values = values.nan_to_num(nan=0.0, posinf=1e30)  # of a training that has come apart
     most = float(values.max()) if values.numel() else 0.0
-    places = (values / (most or 1.0) * BINS).int().clamp_(max=BINS - 1)
+    least = min(0.0, float(values.min())) if values.numel() else 0.0
+    most = most if most > least else least + 1.0
+    places = ((values - least) / (most - least) * BINS).int().clamp_(max=BINS - 1)
     counts = torch.bincount(places.flatten(), minlength=BINS).tolist()  # on GPUs torch.histc has no deterministic form
     wide = values.double()
-    return Histogram(most or 1.0, counts, values.numel(), float(wide.sum()), float((wide * wide).sum()), float(silent))
+    return Histogram(most, counts, values.numel(), float(wide.sum()), float((wide * wide).sum()), float(silent), least)
 
 
 def _gathered(found: dict[str, Histogram], layout: Layout) -> dict[str, Histogram]:
@@ -85,8 +88,8 @@ def _gathered(found: dict[str, Histogram], layout: Layout) -> dict[str, Histogra
 def write(board: Any, step: int, histograms: dict[str, Histogram]) -> None:
     """Each histogram to TensorBoard."""
     for name, one in histograms.items():
-        limits = [one.most * (i + 1) / BINS for i in range(BINS)]
-        board.add_histogram_raw(f"activations/{name}", 0.0, one.most, one.values, one.total, one.squares, limits, one.counts, step)
+        limits = [one.least + (one.most - one.least) * (i + 1) / BINS for i in range(BINS)]
+        board.add_histogram_raw(f"activations/{name}", one.least, one.most, one.values, one.total, one.squares, limits, one.counts, step)
 
 
 def silent_shares(histograms: dict[str, Histogram]) -> dict[str, float]:

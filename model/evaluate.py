@@ -25,11 +25,11 @@ from model.layout import Layout, choose, join
 from model.memory import keep_freed_memory
 from model.net import Net
 from model.nets import make_net
-from model.pictures import Source
+from model.pictures import Source, default_batch
 from model.rank import on_rank
 from model.recipe import Recipe, change_recipe, check_recipe
 from model.stop import Stopped, StopRequest
-from model.views import Show, default_batch, loader_of, name_of, of_windows, shown
+from model.views import Show, loader_of, name_of, of_windows, shown
 from model.ways import Ways, is_half
 from pipeline import Batch, ImageLoader, InputError, LoadingGivenUp, WholeBatch, WholePictures, atomic_file, one_line_errors
 

@@ -109,7 +109,10 @@ def main(arguments: list[str] | None = None) -> int:
         result = _figure1(given)
         write_result(given.out, result)
         words = summary(result)
-        write_png(draw_figure(result.curves, result.plan.target, f"Figure 1 on {result.name}, {result.plan.start} start", words[-1]), given.out / "figure1.png")
+        write_png(
+            draw_figure(result.curves, result.plan.target, f"Figure 1 on {result.name}, {result.plan.start} start", words[-1]),
+            given.out / "figure1.png",
+        )
         print("\n".join(words))
     return 0
 

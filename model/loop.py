@@ -144,14 +144,14 @@ def _trace(run: Run, last: bool) -> None:
 def _look(run: Run, batch: Batch) -> None:
     """What layers and columns do on a few pictures, and the first layer's kernels, for those who watch; no bit of the training changes."""
     histograms = activations.measure(_whole(run), batch.images, run.layout)
-    name = f"{run.net.design.layers()[0]}.weight"
-    kernels = gather_parameter(run.net, name, run.net.first.weight.detach())
+    first = run.net.design.layers()[0]
+    kernels = gather_parameter(run.net, f"{first}.weight", run.net.first.weight.detach())
     if not run.layout.first:
         return
     run.metrics.on_board(lambda board: activations.write(board, run.step, histograms))
     run.metrics.write(run.step, **activations.silent_shares(histograms))
     sheet = kernel_sheet(kernels, run.net.design.columns)
-    run.metrics.on_board(lambda board: board.add_image("conv1", sheet, run.step, dataformats="HWC"))
+    run.metrics.on_board(lambda board: board.add_image(first, sheet, run.step, dataformats="HWC"))
     try:
         with atomic_file(run.folder / "kernels" / f"step-{run.step:08d}.png") as file:
             file.write(as_png(sheet))

@@ -28,7 +28,8 @@ def stuck_warning(mean_loss: float, epoch: int, classes: int, recipe: Recipe) ->
     if abs(mean_loss - chance) >= STUCK:
         return None
     if isinstance(recipe.model, VggDesign):
-        cure = "try another train.rate, --set model.init=glorot, or, deeper than net A, --init-from one of those"
+        glorot = "" if recipe.model.init == "glorot" else "--set model.init=glorot, "
+        cure = f"try {glorot}another train.rate, or, deeper than net A, --init-from one of those"
     elif max(recipe.model.bias) > 0.1:
         cure = "the known cure is smaller biases: --set 'model.bias=[0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0]'"
     elif epoch > PATIENCE:

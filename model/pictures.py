@@ -82,11 +82,16 @@ def _kept_free_gb(recipe: Recipe, layout: Layout) -> float:
     return 2.0 + 0.08 * recipe.train.batch / layout.data_count
 
 
+def default_batch(recipe: Recipe, layout: Layout, views: str) -> int:
+    """Pictures at a time over all devices, see views.VIEWS: the fewer the more is shown of each."""
+    return max(layout.world, recipe.train.batch // {"1": 1, "10": 4}.get(views, 8))
+
+
 def validation_loader(
     source: Source, recipe: Recipe, layout: Layout, views: int, batch: int | None = None, split: Literal["val", "test"] = "val"
 ) -> ImageLoader:
     """The validation or test split for `layout`: the centre view, or the ten of the paper. Never cached: it is read once an epoch."""
-    batch = batch or max(layout.world, recipe.train.batch if views == 1 else recipe.train.batch // 4)
+    batch = batch or default_batch(recipe, layout, str(views))
     kind: Literal["centre", "ten"] = "centre" if views == 1 else "ten"
     return ImageLoader(
         source.shards, split, batch=batch, views=kind, augmentation=augmentation(recipe), decoder=recipe.data.decoder, **source.common(layout)

@@ -167,7 +167,9 @@ def check_recipe(values: dict[str, Any], where: str) -> Recipe:
         raise InputError(f"{where}: {error}; use numbers, words, lists and tables only") from None
     except ValidationError as error:
         first = error.errors()[0]
-        place = tuple(part for number, part in enumerate(first["loc"]) if number != 1 or part not in NETS)  # without the kind of the net
+        place = first["loc"]
+        if place[:1] == ("model",) and place[1:2] and place[1] in NETS:  # without the kind of the net
+            place = ("model", *place[2:])
         key = ".".join(str(part) for part in place) or "the recipe"
         if first["type"] == "extra_forbidden":
             allowed = ", ".join(_keys_beside(place, NETS[_kind(values.get("model"))]))

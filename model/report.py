@@ -128,7 +128,7 @@ def _state(run: RunLines) -> str:
 
 def _paper(run: RunLines) -> tuple[str, str]:
     best = best_validation(run)
-    count = sum(math.prod(shape) + shape[0] for shape in run.recipe.model.shapes(run.classes).values())
+    count = sum(run.recipe.model.parameters(run.classes).values())
     machine, pictures = run.record["machine"], run.record["shards"]["pictures"]["train"]
     devices = ", ".join(machine["gpus"]) or machine["processor"]
     rows = [

@@ -136,12 +136,13 @@ def _labelled(features: Features, asked: Questions) -> np.ndarray:
 
 
 def by_chance(features: Features, asked: Questions) -> float | None:
-    """Share of all pictures searched that are of the query's class; as Row.same_class."""
+    """Share of all pictures that can be found, a query's own not among them, that are of its class; as Row.same_class."""
     labels = asked.of.labels[_labelled(features, asked)]
     if not len(labels):
         return None
     counts = np.bincount(features.labels[features.labels >= 0], minlength=labels.max() + 1)
-    return float(counts[labels].mean() / len(features))
+    own = int(asked.own is not None)
+    return float((counts[labels].mean() - own) / (len(features) - own))
 
 
 def _same(features: Features, asked: Questions, found: np.ndarray) -> float | None:

@@ -10,7 +10,7 @@ import torch
 from model import dense
 from model.layout import Layout
 from model.net import Net
-from model.pictures import Source, augmentation, validation_loader
+from model.pictures import Source, augmentation, default_batch, validation_loader
 from model.recipe import Recipe
 from pipeline import Batch, ImageLoader, InputError, WholeBatch, WholePictures
 
@@ -37,11 +37,6 @@ def shown(views: str) -> Show:
     return of_whole
 
 
-def default_batch(recipe: Recipe, layout: Layout, views: str) -> int:
-    """Pictures at a time over all devices: the fewer the more is shown of each."""
-    return max(layout.world, recipe.train.batch // {"1": 1, "10": 4}.get(views, 8))
-
-
 def loader_of(
     net: Net, source: Source, recipe: Recipe, layout: Layout, views: str, scales: tuple[int, ...], batch: int | None, split: Literal["val", "test"]
 ) -> ImageLoader | WholePictures:
@@ -53,6 +48,8 @@ def loader_of(
         return validation_loader(source, recipe, layout, int(views), batch, split)
     if not isinstance(net, dense.Dense):
         raise InputError(f"--views {views} shows whole pictures, which only VGG nets take, and this is an AlexNet; use --views 10")
+    if recipe.data.mean_window != "channel":
+        raise InputError(f"--views {views} subtracts the mean colour, and this net was trained less the mean image; use --views 10")
     if recipe.data.scale is not None:
         scales = scales or (augmentation(recipe).side(0),)
     loader = WholePictures(

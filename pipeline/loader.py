@@ -93,14 +93,12 @@ class ImageLoader:
         augmentation = augmentation or Augmentation()
         views = views or ("train" if split == "train" else "centre")
         cache = CacheSettings(cache) if isinstance(cache, str) else cache
-        if crop is not None:
-            augmentation = replace(augmentation, crop=crop)
+        augmentation = augmentation if crop is None else replace(augmentation, crop=crop)
         self.device = chosen_device(device)
         self.shards = ShardSet(shards, split, local, local_gb)
         check_scale(self.shards, augmentation, decoder, cache)
-        stored = self.shards.manifest.settings.size
-        self._size = augmentation.side(stored)
-        self._stats = read_colour_stats(self.shards.folder, self.shards.digest, stored)
+        self._stats = read_colour_stats(self.shards.folder, self.shards.digest, self.shards.manifest.settings.size)
+        self._size = augmentation.side(self.shards.manifest.settings.size)
         check_words(views=views, order=order, out=out, decoder=decoder, on_bad_sample=on_bad_sample, mean_window=augmentation.mean_window)
         check_numbers(window=window, prefetch=prefetch, threads=threads, world=world, batch=batch, crop=augmentation.crop)
         check_place(rank, world, seed, epoch)
@@ -121,9 +119,8 @@ class ImageLoader:
         if cache is not None and cache.where != "none" and cache.pixels == "yuv420" and decoder == "dali":
             self.notes.append("cache: YUV planes are decoded by TurboJPEG, since DALI gives none; the pixels are the same")
         self._decoder = decoded_as(decoder, cache, plan.cache is not None, self.device.type, augmentation.scale is not None)
-        self.times = StageTimes()
         self.given_up: Callable[[], object] = lambda: False  # asked while a batch is waited for; if true, LoadingGivenUp is raised
-        self._samples = Samples(self.shards, on_bad_sample, replace=views == "train")
+        self.times, self._samples = StageTimes(), Samples(self.shards, on_bad_sample, replace=views == "train")
         self._feed = Feed(self._samples, batch, self._share, self.draws_of, self._cache)
         self._build()
 

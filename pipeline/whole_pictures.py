@@ -171,6 +171,9 @@ class Resizer:
         with torch.cuda.stream(self._stream):  # see graph.to_torch
             copies = [[torch.from_dlpack(picture).clone() for picture in of_scale] for of_scale in outputs]
         self._stream.synchronize()
+        present = torch.cuda.current_stream(self._device)
+        for copy in (picture for of_scale in copies for picture in of_scale):
+            copy.record_stream(present)  # its memory must not be used again before the present stream, which may be behind, is done with it
         return copies
 
     def drain(self) -> None:

@@ -55,20 +55,26 @@ def test_what_changes_nothing_is_not_trained() -> None:
 
 def test_two_trainings_and_their_table(made_shards: Path, tmp_path: Path) -> None:
     options = ["--shards", made_shards, *TINY, "--set", "train.epochs=1"]
-    command = ["--out", tmp_path, "--only", "no-crops", *options]
+    command = ["--out", tmp_path, "--only", "tanh", *options]
     ran = run_here(main, *command)
     assert ran.returncode == 0, ran.stderr
     outcomes = json.loads((tmp_path / "ablations.json").read_text())
-    assert [one["name"] for one in outcomes] == [WHOLE, "no-crops"]
+    assert [one["name"] for one in outcomes] == [WHOLE, "tanh"]
     for one in outcomes:
         run = read_run(tmp_path / f"{one['name']}-0")
         assert one["top1"] == [run.final["val_ten_view_top1_error_percent"]]
-        assert run.recipe.data.crops == (one["name"] == WHOLE)
+        assert (run.recipe.alexnet.activation == "relu") == (one["name"] == WHOLE)
         assert one["sent"] == list(exchanged(run.recipe.model, 4))
     assert table([Outcome(**one) for one in outcomes]) in ran.stdout
-    began = (tmp_path / "no-crops-0" / "metrics.jsonl").stat().st_mtime_ns
+    began = (tmp_path / "tanh-0" / "metrics.jsonl").stat().st_mtime_ns
     assert run_here(main, *command).stdout.splitlines()[-4:] == ran.stdout.splitlines()[-4:]  # from what is there
-    assert (tmp_path / "no-crops-0" / "metrics.jsonl").stat().st_mtime_ns == began
+    assert (tmp_path / "tanh-0" / "metrics.jsonl").stat().st_mtime_ns == began
+    (tmp_path / "no-flips-0").write_text("a file where the run should be")
+    failing = run_here(main, "--out", tmp_path, "--only", "no-flips,tanh", *options)
+    assert failing.returncode == 2
+    assert "not in the table: no-flips" in failing.stderr
+    assert "3 of 3: no mirror images" in failing.stdout
+    assert failing.stdout.splitlines()[-1] == ran.stdout.splitlines()[-1]  # the others are in it
 
 
 def test_differences_are_from_the_whole_net_of_the_same_seed() -> None:

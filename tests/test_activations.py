@@ -132,6 +132,14 @@ def test_the_figures_are_those_of_the_layers() -> None:
     assert net.look is None
 
 
+def test_a_layer_of_tanh_has_values_below_0() -> None:
+    net, images = AlexNet(5, DESIGN.model_copy(update={"activation": "tanh"})), pictures(PICTURES)
+    one, out = measure(net, images, Layout())["conv1/column1"], torch.tanh(net.conv1(images)).chunk(2, dim=1)[1]
+    assert (one.least, one.most) == pytest.approx((out.min().item(), out.max().item()), rel=1e-5)
+    assert one.least < 0
+    assert one.counts == pytest.approx(out.histc(BINS, one.least, one.most).tolist(), abs=3)
+
+
 def test_the_share_that_never_fires() -> None:
     net = AlexNet(5, DESIGN).eval()
     with torch.no_grad():

@@ -34,6 +34,7 @@ def test_overrides() -> None:
     [
         ("train.rat=0.1", ["unknown key train.rat", "rate", "momentum"]),
         ("model.lrn.K=2", ["unknown key model.lrn.K", "alpha"]),
+        ("data.vgg=A", ["unknown key data.vgg", "mean_window"]),
         ("optimiser.rate=0.1", ["unknown key optimiser", "train"]),
         ("train.rate=fast", ["train.rate", "number", '"fast"']),
         ("train.rate=-1", ["train.rate", "greater than 0", "-1"]),

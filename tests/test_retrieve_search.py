@@ -93,7 +93,8 @@ def test_recall_and_class_by_hand() -> None:
     first = next(iter(compare(features, asked, coded(features.values, 8, 0, CPU), 0)))
     assert first.recall == 1
     assert first.same_class == 0.5  # of the six nearest to either end three
-    assert by_chance(features, asked) == 0.5
+    assert by_chance(features, asked) == pytest.approx(3 / 7)  # of the seven others
+    assert by_chance(features, Questions(asked.of, None)) == 0.5
     assert recall(np.array([[1, 2, 3], [9, 5, 4]]), np.array([[1, 2, 3], [4, 5, 6]])) == pytest.approx(5 / 6)
 
 

@@ -34,7 +34,10 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--recipe", help="alexnet (the paper, default), alexnet-2012 (the authors' program), vgg, small, or a .yaml file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe, such as train.rate=0.02")
     parser.add_argument(
-        "--columns", type=int, choices=(1, 2), help="devices that share one net: 2 puts a column on each (default: 2 where there are two GPUs, but for nets of one)"
+        "--columns",
+        type=int,
+        choices=(1, 2),
+        help="devices that share one net: 2 puts a column on each (default: 2 where there are two GPUs, but for nets of one)",
     )
     parser.add_argument("--devices", type=int, help="number of devices, one process each (default: all GPUs; 1 on the CPU)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")

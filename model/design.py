@@ -106,6 +106,9 @@ class Design(BaseModel, NetDesign):
     def kernel(self, layer: str) -> int:
         return {"conv1": 11, "conv2": 5}.get(layer, 3)
 
+    def stride(self, layer: str) -> int:
+        return 4 if layer == "conv1" else 1
+
     def last_side(self) -> int:
         return self.sides()[-1]
 

@@ -88,6 +88,7 @@ def _figure1(given: argparse.Namespace) -> Result:
     plan = _plan(given)
     device = torch.device(choose(1, 1, given.device, 1)[2])
     small = of_cifar(given.cifar, given.pictures) if given.cifar else of_shards(given.shards, given.pictures)
+    (given.out / "trials").mkdir(parents=True, exist_ok=True)  # a place that cannot be written to is told before the first training
     set_deterministic(True, device)
     keep_freed_memory(device)
     name = f"{len(small.labels):,} pictures of {small.classes} classes"

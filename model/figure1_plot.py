@@ -29,7 +29,7 @@ def draw_figure(curves: Mapping[Activation, Sequence[Curve]], target: float, tit
     last = max(curve.epochs for some in curves.values() for curve in some)
     top = max(max(curve.errors) for some in curves.values() for curve in some)
     axes.set_xlim(0, 1.04 * last)
-    axes.set_ylim(0, min(100.0, 1.06 * top))
+    axes.set_ylim(0, min(100.0, 1.06 * max(top, target)))
     axes.axhline(target, color=GREY, linewidth=1, linestyle=":")
     axes.annotate(f"{target:g} %", (0, target), (5, 4), textcoords="offset points", fontsize=9, color=GREY)  # curves begin far above it
     _style(axes, title, words)

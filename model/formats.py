@@ -39,6 +39,8 @@ def torchvision_places(design: NetDesign) -> dict[str, str]:
     assert isinstance(design, VggDesign), "there are two kinds"
     if design.vgg in ("A-LRN", "C"):
         raise InputError(f"torchvision has no VGG net {design.vgg}, only A, B, D and E (vgg11, 13, 16 and 19)")
+    if design.last_side() != 7:
+        raise InputError(f"torchvision's VGG nets read 224 pixels, and the recipe's {design.input}; give a net of model.input: 224")
     place, places = 0, {}
     for stage in design.stages():
         for layer in stage:

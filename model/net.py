@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -73,7 +72,8 @@ class Net(nn.Module):
         outputs, groups = rows.stop - rows.start, 1 if self.design.reads_all(layer) else self.groups
         if len(shape) == 2:
             return skip_init(nn.Linear, shape[1], outputs)
-        stride, padding = (4, 0) if layer == "conv1" else (1, shape[2] // 2)
+        stride = self.design.stride(layer)
+        padding = shape[2] // 2 if stride == 1 else 0
         return nn.Conv2d(shape[1] * groups, outputs, shape[2], stride=stride, padding=padding, groups=groups)
 
     @torch.no_grad()
@@ -101,8 +101,8 @@ class Net(nn.Module):
         """Under it layers compute in the type that `ways` says."""
         return torch.autocast(device.type, torch.bfloat16) if self.ways.half else nullcontext()
 
-    @abstractmethod
-    def _layers(self, images: torch.Tensor, masks: Masks | None) -> torch.Tensor: ...
+    def _layers(self, images: torch.Tensor, masks: Masks | None) -> torch.Tensor:
+        raise NotImplementedError
 
     def _fire(self, layer: str, x: torch.Tensor) -> torch.Tensor:
         """ReLU; whoever looks at the net is shown what comes out."""

@@ -37,6 +37,10 @@ class NetDesign(ABC):
     def kernel(self, layer: str) -> int:
         """Side of a convolution's kernels."""
 
+    def stride(self, layer: str) -> int:
+        """Of a convolution. One that is not of 1 brings its padding elsewhere."""
+        return 1
+
     @abstractmethod
     def outputs(self, classes: int) -> dict[str, int]:
         """Maps or features that a layer gives, both columns together."""

@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -81,7 +82,7 @@ def read_kernels(path: Path) -> Kernels:
     if found is None:
         raise InputError(f"{path} has no checkpoint yet; wait for its first, or leave it out")
     found = found.resolve()
-    state = checkpoint.load_state(found, files=False)
+    state = checkpoint.load_state(found)
     recipe = check_recipe(state["recipe"], str(found / checkpoint.STATE))
     design = recipe.model
     if not isinstance(design, Design) or design.columns == 1:
@@ -96,6 +97,7 @@ def initial_kernels(folder: Path, design: Design, recipe: Recipe, classes: int) 
     """Of the checkpoint that a run with --init-from begins with, or drawn again by the seed: conv1 is drawn first, whatever comes after it."""
     begun = checkpoint.path_of(folder, 0)
     if begun.is_dir():
+        checkpoint.load_state(begun)  # its sums are compared
         return first_kernels(begun, recipe, classes).numpy()
     small = design.model_copy(update={"maps": (design.maps[0], 2, 2, 2, 2), "hidden": (2, 2)})
     return AlexNet(2, small, seed=recipe.train.seed).conv1.weight.detach().numpy()
@@ -158,6 +160,9 @@ def report(paths: list[Path]) -> tuple[dict[str, Any], list[str], list[Strips]]:
     if len({path.resolve() for path in paths}) < len(paths):
         raise InputError("a run is named twice; name each once, since they count as independent")
     read = [read_kernels(path) for path in paths]
+    for one, other in combinations(read, 2):
+        if one.seed == other.seed:
+            raise InputError(f"{one.name} and {other.name} both began with seed {one.seed}, and runs count as independent; name one of each seed")
     found = [measure(one) for one in read]
     measured = [one for one, _, _ in found]
     now = together([one.now for one in measured], [sizes for _, sizes, _ in found])

@@ -86,6 +86,8 @@ def _dots(axes: Axes, contents: list[np.ndarray], numbered: bool) -> None:
         axes.plot(content, np.full(len(content), number), "o", color=colour, markersize=4, alpha=0.5, clip_on=False)
         if len(content):
             axes.plot(content.mean(), number, "|", color=colour, markersize=16, markeredgewidth=2)
+        else:
+            axes.text(0.02, number, "no kernel has learned yet", fontsize=7, va="center")
     axes.axvline(RANDOM, color=LIGHT, linewidth=1, zorder=0)
     axes.set(xlim=(0, 1), ylim=(1.6, -0.6), yticks=(0, 1), yticklabels=("column 0", "column 1"))
     axes.tick_params(labelsize=7, labelbottom=numbered)

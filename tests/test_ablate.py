@@ -69,6 +69,10 @@ def test_two_trainings_and_their_table(made_shards: Path, tmp_path: Path) -> Non
     began = (tmp_path / "tanh-0" / "metrics.jsonl").stat().st_mtime_ns
     assert run_here(main, *command).stdout.splitlines()[-4:] == ran.stdout.splitlines()[-4:]  # from what is there
     assert (tmp_path / "tanh-0" / "metrics.jsonl").stat().st_mtime_ns == began
+    assert run_here(main, *command, "--set", "data.decoder=turbojpeg").returncode == 0  # which changes no bit
+    other = run_here(main, *command, "--set", "train.rate=0.002")
+    assert other.returncode == 2
+    assert "whole-0 was trained by another recipe; name another folder by --out" in other.stderr
     (tmp_path / "no-flips-0").write_text("a file where the run should be")
     failing = run_here(main, "--out", tmp_path, "--only", "no-flips,tanh", *options)
     assert failing.returncode == 2

@@ -190,4 +190,5 @@ def test_what_cannot_be_compared_is_one_line(tmp_path: Path) -> None:
     one_line(run_here(main, tmp_path / "begun", "--out", tmp_path / "out"), "no checkpoint yet")
     run = made(tmp_path / "run", 0, None)
     one_line(run_here(main, run, run, "--out", tmp_path / "out"), "named twice")
+    one_line(run_here(main, run, run / "checkpoints" / "latest", "--out", tmp_path / "out"), "both began with seed 0")
     assert not (tmp_path / "out").exists()

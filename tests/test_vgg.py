@@ -107,7 +107,7 @@ def torchvision_models() -> Any:
 @pytest.mark.parametrize(("name", "theirs"), [("A", "vgg11"), ("B", "vgg13"), ("D", "vgg16"), ("E", "vgg19")])
 def test_equal_to_torchvision(name: Name, theirs: str, tmp_path: Path) -> None:
     """Its layers made narrow, since eight nets of 140 M parameters take a minute; table 1's own widths are counted above."""
-    design, vgg = small(name), getattr(torchvision_models(), theirs)
+    design, vgg = small(name, input=224), getattr(torchvision_models(), theirs)
     with torch.random.fork_rng():
         full = vgg(init_weights=False)
         narrow, read = [], 3
@@ -118,14 +118,13 @@ def test_equal_to_torchvision(name: Name, theirs: str, tmp_path: Path) -> None:
                 module = torch.nn.Conv2d(before, read, 3, padding=1)
             narrow.append(module)
         full.features = torch.nn.Sequential(*narrow)
-        full.avgpool = torch.nn.Identity()
-        for place, (into, out) in zip((0, 3, 6), ((12 * 4, 16), (16, 14), (14, 5)), strict=True):
+        for place, (into, out) in zip((0, 3, 6), ((12 * 49, 16), (16, 14), (14, 5)), strict=True):
             full.classifier[place] = torch.nn.Linear(into, out)
     full.eval()
     torch.save(full.state_dict(), tmp_path / "theirs.pth")
     net = make_net(5, design).eval()
     net.load_state_dict(read_weights(tmp_path / "theirs.pth", design, 5))
-    images = pictures(64)
+    images = pictures(224, n=2)
     wanted = full(images / torchvision_scale())
     assert torch.allclose(net(images), wanted, rtol=1e-4, atol=1e-5 * wanted.abs().max().item())
     back = to_torchvision(whole_state(net), design)
@@ -146,6 +145,8 @@ def test_no_torchvision_net_is_c(tmp_path: Path) -> None:
     torch.save({"features.0.weight": torch.zeros(4, 3, 3, 3)}, tmp_path / "c.pth")
     with pytest.raises(InputError, match="no VGG net C, only A, B, D and E"):
         read_weights(tmp_path / "c.pth", small("C"), 5)
+    with pytest.raises(InputError, match="read 224 pixels, and the recipe's 64"):
+        read_weights(tmp_path / "c.pth", small("A"), 5)
 
 
 @pytest.mark.parametrize("name", ["A-LRN", "C"])

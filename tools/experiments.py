@@ -48,7 +48,9 @@ def check_origin(plan: Plan) -> None:
     """OUT belongs to one tar and one recipe. Raises InputError for another."""
     recipe = ROOT / "model" / "recipes" / f"{plan.recipe}.yaml"
     if not plan.tar.is_file():
-        raise InputError(f"--tiny {plan.tar} is not there; give a tar that holds train/CLASS/PICTURE and val/CLASS/PICTURE")
+        raise InputError(
+            f"--tiny {plan.tar} is {'a folder' if plan.tar.is_dir() else 'not there'}; give a tar that holds train/CLASS/PICTURE and val/CLASS/PICTURE"
+        )
     origin = {"recipe": recipe.read_text("utf-8"), "changes": list(plan.changes), "size": plan.size, "tar_bytes": plan.tar.stat().st_size}
     path = plan.out / "origin.json"
     if path.exists() and read_json(path) != origin:
@@ -61,7 +63,11 @@ def check_origin(plan: Plan) -> None:
 def run_all(plan: Plan, names: list[str], result: Path) -> int:
     """All parts named, the file written after each; how many failed. Raises InputError where there are no shards."""
     check_origin(plan)
-    lay_out(plan.tar, plan.out / "pictures")
+    try:
+        lay_out(plan.tar, plan.out / "pictures")
+    except InputError:
+        (plan.out / "origin.json").unlink()  # or the right tar would be taken for another one
+        raise
     done, failed = Done(plan), 0
     print(f"what the commands say goes into {plan.out}/said, what they were into {result}", flush=True)
     for step in shards(plan, "all"):
@@ -104,7 +110,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas between")
     parser.add_argument("--seeds", default="0,1,2", help="of the trainings of each kind, with commas between")
     parser.add_argument("--nets", type=int, default=5, help="of one kind that are averaged")
-    parser.add_argument("--threads", type=int, help="cores to use (default: all)")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="cores to use")
     parser.add_argument("--size", type=int, default=128, help="pixels a side that pictures are brought to")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of every training's recipe")
     parser.add_argument("--result", type=Path, default=Path("docs/benchmarks/experiments.json"), help="JSON to write; PNG beside it")

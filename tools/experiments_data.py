@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 import tarfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import InputError
@@ -19,6 +21,7 @@ def lay_out(tar: Path, out: Path) -> None:
         shutil.rmtree(making, ignore_errors=True)  # of a call that was stopped
         making.mkdir(parents=True)
         unpack(tar, making)
+        class_folders(making)
         making.rename(out / "all")
     classes = class_folders(out / "all")
     halves = {"first": classes[: len(classes) // 2], "second": classes[len(classes) // 2 :]}
@@ -51,8 +54,10 @@ def unpack(tar: Path, to: Path) -> None:
                 file = opened.extractfile(member)
                 assert file is not None, f"{member.name} is a file"
                 (to / split / name / picture).write_bytes(file.read())
-    except (tarfile.TarError, EOFError, FileNotFoundError, IsADirectoryError) as error:
-        raise InputError(f"--tiny {tar} is no whole tar ({error}); give one that holds train/CLASS/PICTURE and val/CLASS/PICTURE") from None
+    except (tarfile.TarError, EOFError, FileNotFoundError, IsADirectoryError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(
+            f"--tiny {tar} is no whole tar ({' '.join(str(error).split())}); give one that holds train/CLASS/PICTURE and val/CLASS/PICTURE"
+        ) from None
 
 
 def class_folders(pictures: Path) -> list[str]:

@@ -46,7 +46,7 @@ VGG_VIEWS = {  # of net A and of A-jitter
     "dense, one scale": ("--views", "dense"),
     "dense, three scales": ("--views", "dense", "--scales", "112,128,144"),
     "50 crops, one scale": ("--views", "50"),
-    "both, three scales": ("--views", "both", "--scales", "112,128,144"),
+    "both, one scale": ("--views", "both"),
 }
 MIXED = ("whole", "no-lrn", "no-overlap", "tanh", "every-layer")  # ablations whose nets are averaged as one kind each
 NEAR = "latest"  # the checkpoint of the last epoch, whose ten views a training reports

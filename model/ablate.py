@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from model.design import LAYERS, MIDDLE
+from model.launch import end_with_parent
 from model.recipe import OF_THE_MACHINE, Recipe, change_recipe, read_recipe
 from model.run_lines import read_run
 from model.traffic import exchanged
@@ -117,7 +118,7 @@ def train(ablation: Ablation, seed: int, folder: Path, recipe: Recipe, options: 
     if found is None:
         changes = [word for key in keys for word in ("--set", key)]
         command = [sys.executable, "-m", "model.train", *options, *changes, "--run", str(folder), "--resume", "auto"]
-        code = subprocess.run(command, check=False).returncode
+        code = subprocess.run(command, check=False, preexec_fn=end_with_parent).returncode  # or two would write to one run
         if code in STOPPED:
             sys.exit(code)
         if code:

@@ -29,9 +29,9 @@ from model.pictures import Source, default_batch
 from model.rank import on_rank
 from model.recipe import Recipe, change_recipe, check_recipe
 from model.stop import Stopped, StopRequest
-from model.views import Show, loader_of, name_of, of_windows, shown
+from model.views import Show, check_views, loader_of, name_of, of_windows, shown
 from model.ways import Ways, is_half
-from pipeline import Batch, ImageLoader, InputError, LoadingGivenUp, WholeBatch, WholePictures, atomic_file, one_line_errors
+from pipeline import Batch, ImageLoader, InputError, LoadingGivenUp, ShardSet, WholeBatch, WholePictures, atomic_file, one_line_errors
 
 FIGURE_4 = 8  # pictures whose five best labels are kept
 
@@ -188,6 +188,12 @@ def _evaluate(given: argparse.Namespace, layout: Layout) -> int:
     keep_freed_memory(layout.device)
     average = Average() if len(given.checkpoint) > 1 else None
     source = Source(given.shards, cores, given.on_bad_sample, given.local, given.local_gb)
+    shards = ShardSet(given.shards, given.split, given.local, given.local_gb)
+    for path in given.checkpoint:  # before the first of them is evaluated, which may take hours
+        state = checkpoint.load_state(path, files=False)
+        check_views(check_recipe(state["recipe"], str(path)), given.views, given.scales, shards)
+        if [entry.wnid for entry in shards.manifest.classes] != state["wnids"]:
+            raise InputError(f"{given.shards} has other classes than {path} was trained on; give the shards of its training")
     for path in given.checkpoint:
         _evaluate_one(given, layout, source, path, average)
     if average is not None:
@@ -198,7 +204,7 @@ def _evaluate(given: argparse.Namespace, layout: Layout) -> int:
 
 
 def _evaluate_one(given: argparse.Namespace, layout: Layout, source: Source, path: Path, average: Average | None) -> None:
-    net, recipe, content = load_net(path)
+    net, recipe, _ = load_net(path)
     recipe = change_recipe(recipe, ["data.decoder=dali"])  # the same pixels, and no library that this machine may not have
     if average is not None and given.batch is None:
         given.batch = default_batch(recipe, layout, given.views)  # one for all: ranks share a split by the batch
@@ -207,8 +213,6 @@ def _evaluate_one(given: argparse.Namespace, layout: Layout, source: Source, pat
         raise InputError(f"{given.shards} has no pictures in its {given.split} split; make shards from a source that has some")
     if given.split == "test" and loader.shards.read(0)[1] < 0:
         raise InputError(f"the test pictures of {given.shards} have no labels (ILSVRC2012's were never published); evaluate with --split val")
-    if [entry.wnid for entry in loader.shards.manifest.classes] != content["wnids"]:
-        raise InputError(f"{given.shards} has other classes than {path} was trained on; give the shards of its training")
     net.ways = Ways(is_half(recipe.train.precision, layout.device), fused=recipe.train.step == "fast")
     net.to(layout.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     result = evaluate(net, loader, layout, average=average, show=shown(given.views))

@@ -11,7 +11,10 @@ from model.views import VIEWS
 def _scales(words: str) -> tuple[int, ...]:
     if not all(word.isdecimal() for word in words.split(",")):
         raise argparse.ArgumentTypeError(f"{words!r} is not whole numbers of pixels with commas, such as 256,384,512")
-    return tuple(map(int, words.split(",")))
+    scales = tuple(map(int, words.split(",")))
+    if len(set(scales)) < len(scales):
+        raise argparse.ArgumentTypeError(f"{words!r} names a scale twice, which would count it twice")
+    return scales
 
 
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -53,7 +53,7 @@ class Store:
         return self._there_or_trained("curves", activation, rate, seed, plan.is_ended)
 
     def _there_or_trained(self, kind: str, activation: Activation, rate: float, seed: int, ended: Callable[[Curve], bool]) -> Curve:
-        path = self._folder / kind / f"{activation}-rate{rate:g}-seed{seed}.json"
+        path = self._folder / kind / f"{activation}-rate{rate!r}-seed{seed}.json"
         curve = self._read(path)
         if curve is not None and ended(curve):
             return curve

@@ -64,6 +64,8 @@ def read_weights(path: Path, design: NetDesign, classes: int | None, *, new_last
     if isinstance(design, VggDesign) and places is None and is_net_a(found) and not is_net_a(dict.fromkeys(names_of(design))):
         found = {name: value for name, value in found.items() if name.split(".")[0] in FROM_A}
         layers = tuple(layer for layer in layers if layer in FROM_A)
+    elif isinstance(design, VggDesign) and "conv1_1.weight" in found and not set(names_of(design)[:-2]) <= set(found) <= set(names_of(design)):
+        raise InputError(f"{path} is another VGG net than {design.vgg}; only net A gives its layers to deeper ones")
     whole = _checked(found, path, _wanted(design, classes, found, places), layers)
     first = f"{design.layers()[0]}.weight"
     if places is not None:

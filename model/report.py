@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from model.page import facts, note, page, section, table
 from model.report_parts import kernels, leaps_of, made_of, predictions, recipe_table, spikes_of, starts_of, waits
 from model.report_silent import silent
 from model.run_lines import RunLines, Values, read_run
+from model.vgg_design import VggDesign
 from pipeline import InputError, atomic_file, one_line_errors
 
 NAME = "report.html"
@@ -28,6 +30,7 @@ IMAGENET = 1000  # classes, of which the paper's numbers are
 # The paper, percent: tables 1 and 2, and section 4.1 for the centre view.
 PAPER_2010 = {"ten1": 37.5, "ten5": 17.0, "centre1": 39.0, "centre5": 18.3}
 PAPER_2012 = {"ten1": 40.7, "ten5": 18.2}
+PAPER_VGG = {"A": (29.6, 10.4), "A-LRN": (29.7, 10.5), "B": (28.7, 9.9), "C": (27.3, 8.8), "D": (25.6, 8.1), "E": (25.5, 8.0)}  # dense, one scale
 PAPER_RATE = 227  # images/s: 90 epochs of 1.2 million pictures in five and a half days
 KEYS = {
     "ten1": "val_ten_view_top1_error_percent",
@@ -144,9 +147,18 @@ def _paper(run: RunLines) -> tuple[str, str]:
         ("classes, training pictures", f"{run.classes:,}, {pictures:,}", *["1,000, 1.2 million"] * 2),
     ]
     other = f"This run has {run.classes:,} classes: its errors cannot be compared with those of 1,000." if run.classes != IMAGENET else ""
-    if not isinstance(run.recipe.model, Design):
-        other = "This run's net is not an AlexNet: the paper's figures are not of its like." + (f" {other}" if other else "")
+    if isinstance(run.recipe.model, VggDesign):
+        return table(("", "this run", "paper, 2012 validation"), _of_vgg(run.recipe.model, rows)), note(other) if other else ""
     return table(("", "this run", "paper, 2012 validation", "paper, 2010 test"), rows), note(other) if other else ""
+
+
+def _of_vgg(design: VggDesign, rows: Sequence[tuple[str, ...]]) -> list[tuple[str, str, str]]:
+    """The rows with the figures of Simonyan and Zisserman (arXiv 1409.1556, sections 3 and 4.1, table 2)."""
+    parameters = f"{sum(VggDesign(vgg=design.vgg).parameters(IMAGENET).values()):,}"
+    paper = {"epochs": "74", "batch": "256", "learning rate, its drops": "0.01, 3 to a tenth", "parameters": parameters}
+    paper |= {"classes, training pictures": "1,000, 1.3 million", "devices": "four Titan Black", "time": "2 to 3 weeks"}
+    dense = ("top-1 / top-5 error, dense, one scale", "see model.evaluate", "{} / {} %".format(*PAPER_VGG[design.vgg]))
+    return [dense, *((row[0], row[1], paper.get(row[0], "–")) for row in rows)]
 
 
 def _pair(line: Values, kind: str) -> str:

@@ -14,8 +14,9 @@ from model import checkpoint, spikes
 from model.kernels import as_png, first_kernels, kernel_sheet
 from model.page import bar, note, section, table
 from model.pictures import SKIPPED
-from model.recipe import OF_THE_MACHINE, Recipe
+from model.recipe import OF_THE_MACHINE, Recipe, read_recipe
 from model.run_lines import RunLines, Values
+from model.vgg_design import VggDesign
 from pipeline import STAGES, InputError, ShardSet
 
 SILENT = OF_THE_MACHINE | {"data.order", "data.window", "train.seed", "train.patience", "train.log_every"}  # of which the paper says nothing
@@ -217,7 +218,9 @@ def flat(values: Values, before: str = "") -> dict[str, str]:
 
 def recipe_table(run: RunLines) -> str:
     """Every key, those marked that differ from the paper's, or that only another net has."""
-    ours, paper = (flat(recipe.model_dump(mode="json")) for recipe in (run.recipe, Recipe()))
+    model = run.recipe.model
+    papers = read_recipe("vgg", [f"model.vgg={model.vgg}"]) if isinstance(model, VggDesign) else Recipe()
+    ours, paper = (flat(recipe.model_dump(mode="json")) for recipe in (run.recipe, papers))
     rows = [(key, value, "not said" if key in SILENT else paper.get(key, "–")) for key, value in ours.items()]
     differing = [value != other and key not in SILENT for key, value, other in rows]
     words = f"{sum(differing)} of {len(rows)} keys differ from the paper's (≠)." if any(differing) else "All keys are the paper's."

@@ -12,7 +12,8 @@ from model.layout import Layout
 from model.net import Net
 from model.pictures import Source, augmentation, default_batch, validation_loader
 from model.recipe import Recipe
-from pipeline import Batch, ImageLoader, InputError, WholeBatch, WholePictures
+from model.vgg_design import VggDesign
+from pipeline import Batch, ImageLoader, InputError, ShardSet, WholeBatch, WholePictures
 
 VIEWS = ("1", "10", *get_args(dense.Views))
 Show = Callable[[torch.nn.Module, Any], torch.Tensor]
@@ -42,14 +43,10 @@ def loader_of(
 ) -> ImageLoader | WholePictures:
     """scales: of whole pictures, () for the one that the net was validated at. Raises InputError."""
     batch = batch or default_batch(recipe, layout, views)
+    check_views(recipe, views, scales)
     if views not in get_args(dense.Views):
-        if scales:
-            raise InputError(f"--scales are of whole pictures, and --views {views} cuts windows; use --views dense, 50 or both")
         return validation_loader(source, recipe, layout, int(views), batch, split)
-    if not isinstance(net, dense.Dense):
-        raise InputError(f"--views {views} shows whole pictures, which only VGG nets take, and this is an AlexNet; use --views 10")
-    if recipe.data.mean_window != "channel":
-        raise InputError(f"--views {views} subtracts the mean colour, and this net was trained less the mean image; use --views 10")
+    assert isinstance(net, dense.Dense), "it was checked"
     if recipe.data.scale is not None:
         scales = scales or (augmentation(recipe).side(0),)
     loader = WholePictures(
@@ -68,6 +65,20 @@ def loader_of(
     for side in loader.scales:
         dense.check_side(net, side)
     return loader
+
+
+def check_views(recipe: Recipe, views: str, scales: tuple[int, ...], shards: ShardSet | None = None) -> None:
+    """Whether a net of this recipe can be shown pictures so; shards: those that it is to be shown. Raises InputError."""
+    if views not in get_args(dense.Views):
+        if scales:
+            raise InputError(f"--scales are of whole pictures, and --views {views} cuts windows; use --views dense, 50 or both")
+        if shards is not None and shards.manifest.settings.shape != "square" and recipe.data.scale is None:
+            raise InputError(f"{shards.folder} has whole pictures, and the net was trained on squares; give shards made without --resize shorter")
+        return
+    if not isinstance(recipe.model, VggDesign):
+        raise InputError(f"--views {views} shows whole pictures, which only VGG nets take, and this is an AlexNet; use --views 10")
+    if recipe.data.mean_window != "channel":
+        raise InputError(f"--views {views} subtracts the mean colour, and this net was trained less the mean image; use --views 10")
 
 
 def name_of(views: str, scales: tuple[int, ...]) -> str:

@@ -47,7 +47,7 @@ class Advice:
         """For model.train."""
         cache = ["--set", f"data.cache={self.cache}", "--set", f"data.cache_pixels={self.pixels}"] if self.cache != "none" else []
         if self.scale is not None:
-            cache = ["--set", f"data.scale={list(self.scale)}", "--set", "data.mean_window=channel"]
+            cache = ["--recipe", "vgg", "--set", f"data.scale={list(self.scale)}"]
         ahead = ["--prefetch", str(self.prefetch)] if self.prefetch != PREFETCH else []
         return ["--threads", str(self.threads), *ahead, *cache, *(["--set", "data.order=windowed"] if self.order == "windowed" else [])]
 

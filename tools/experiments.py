@@ -48,9 +48,8 @@ def check_origin(plan: Plan) -> None:
     """OUT belongs to one tar and one recipe. Raises InputError for another."""
     recipe = ROOT / "model" / "recipes" / f"{plan.recipe}.yaml"
     if not plan.tar.is_file():
-        raise InputError(
-            f"--tiny {plan.tar} is {'a folder' if plan.tar.is_dir() else 'not there'}; give a tar that holds train/CLASS/PICTURE and val/CLASS/PICTURE"
-        )
+        wrong = "a folder" if plan.tar.is_dir() else "not there"
+        raise InputError(f"--tiny {plan.tar} is {wrong}; give a tar that holds train/CLASS/PICTURE and val/CLASS/PICTURE")
     origin = {"recipe": recipe.read_text("utf-8"), "changes": list(plan.changes), "size": plan.size, "tar_bytes": plan.tar.stat().st_size}
     path = plan.out / "origin.json"
     if path.exists() and read_json(path) != origin:

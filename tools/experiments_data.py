@@ -55,9 +55,8 @@ def unpack(tar: Path, to: Path) -> None:
                 assert file is not None, f"{member.name} is a file"
                 (to / split / name / picture).write_bytes(file.read())
     except (tarfile.TarError, EOFError, FileNotFoundError, IsADirectoryError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(
-            f"--tiny {tar} is no whole tar ({' '.join(str(error).split())}); give one that holds train/CLASS/PICTURE and val/CLASS/PICTURE"
-        ) from None
+        why = " ".join(str(error).split())
+        raise InputError(f"--tiny {tar} is no whole tar ({why}); give one that holds train/CLASS/PICTURE and val/CLASS/PICTURE") from None
 
 
 def class_folders(pictures: Path) -> list[str]:

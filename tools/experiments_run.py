@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shlex
@@ -71,7 +72,9 @@ def run_step(plan: Plan, step: Step, done: Done) -> None:
 def run(words: list[str], file: Path) -> int:
     """`python WORDS` to its end, with all that it says in a file. Stopped by Ctrl-C or SIGTERM it is stopped, too, and all that it started."""
     with open(file, "w") as out:
-        process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, *words], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, preexec_fn=_end_with_parent
+        )
     try:
         return process.wait()
     except BaseException:
@@ -79,3 +82,9 @@ def run(words: list[str], file: Path) -> int:
         with suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
         raise
+
+
+def _end_with_parent() -> None:
+    """In the command, before it begins: killed by SIGKILL this program cannot stop it, and begun again it would run the same one beside it."""
+    with suppress(AttributeError):  # not Linux
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

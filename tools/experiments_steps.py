@@ -179,7 +179,7 @@ def view_name(net: str, view: str) -> str:
 def specialise(plan: Plan) -> list[Step]:
     """Whether one column's conv1 learns colour and the other's none, over the seeds."""
     out = plan.out / "specialise"
-    return [step("specialise", out / "specialise.json", "-m", "model.specialise", *map(plan.whole, plan.seeds), "--out", out)]
+    return [step("specialise", out / "specialise.json", "-m", "model.specialise", *map(plan.whole, plan.of_one_kind), "--out", out)]
 
 
 def retrieve(plan: Plan) -> list[Step]:
@@ -205,6 +205,6 @@ PARTS = {
     "finetune": Part("trained on other classes first", finetune),
     "vgg": Part("the VGG nets", vgg),
     "figure1": Part("ReLU and tanh, epochs to a training error", figure1),
-    "specialise": Part("colour in the two columns", specialise, ("ablate",)),
+    "specialise": Part("colour in the two columns", specialise, ("ablate", "ensemble")),
     "retrieve": Part("nearest pictures", retrieve, ("ablate",)),
 }

@@ -62,9 +62,9 @@ bench-growth: $(INSTALLED)
 bench-curve: $(INSTALLED)
 	$(BIN)/python tools/bench_curve.py --tiny $(or $(TINY),$(error give TINY=, a tar of small pictures in train/CLASS and val/CLASS))
 
-# All else that the paper measures, on TINY's pictures: under an hour on two cores.
+# All else that the paper measures, on TINY's pictures: three hours of a core, half of it with SEEDS=0.
 experiments: $(INSTALLED)
-	$(BIN)/python tools/experiments.py --tiny $(or $(TINY),$(error give TINY=, a tar of small pictures in train/CLASS and val/CLASS))
+	$(BIN)/python tools/experiments.py --tiny $(or $(TINY),$(error give TINY=, a tar of small pictures in train/CLASS and val/CLASS)) $(if $(SEEDS),--seeds $(SEEDS))
 
 # On a GPU machine, whose own Python does where there is no .venv. PICTURES: a few hundred real JPEGs, for the shards.
 bench-gpu:

@@ -3,7 +3,7 @@
     python tools/experiments.py --tiny tiny-20.tar [--out runs/experiments] [--only ablate,ensemble] [--seeds 0,1,2] [--threads 2]
 
 Makes shards of the tar (train/CLASS/PICTURE, val/CLASS/PICTURE), runs the product's own commands on them (tools/experiments_steps.py) in a
-net that learns these pictures in under a minute (model/recipes/tiny.yaml), and writes errors, seconds and commands to a JSON, a picture beside
+net that learns these pictures in 100 s of a core (model/recipes/tiny.yaml), and writes errors, seconds and commands to a JSON, a picture beside
 it, and a Markdown table to the screen. Stopped at any moment, the same command goes on; what is done is not done again. A part that
 fails is told in one line, the others go on, and the exit code is 1.
 """

@@ -19,7 +19,7 @@ GROUPS = {
     "few": ("train.last_rate_factor=10", "train.last_rate_epochs=12", "train.conv1_freeze_epoch=18"),
 }
 # Of Figure 1's four-layer nets: most epochs of each, and of the trial of each rate; the training error to come to, percent; rates to try.
-FIGURE1 = ("--pictures", "2500", "--epochs", "120", "--trial-epochs", "12", "--target", "25", "--rates", "0.002,0.005,0.01,0.02,0.05")
+FIGURE1 = ("--pictures", "2500", "--epochs", "120", "--trial-epochs", "12", "--target", "25", "--rates", "0.002,0.005,0.01,0.02,0.05,0.1,0.2")
 # VGG: all of its nets are trained alike, the deeper ones also with net A's layers to begin with; fixed scale, and drawn for each picture.
 VGG = (
     "model.maps=[8, 16, 32, 64, 64]",
@@ -152,7 +152,7 @@ def finetune(plan: Plan) -> list[Step]:
 def figure1(plan: Plan) -> list[Step]:
     """Training error of a four-layer net with ReLU and with tanh, at 32 x 32."""
     out = plan.out / "figure1"
-    words = ("--shards", plan.shards("all"), "--out", out, "--seeds", ",".join(map(str, plan.seeds)), *FIGURE1)
+    words = ("--shards", plan.shards("all"), "--out", out, "--seeds", ",".join(map(str, plan.of_one_kind[:3])), *FIGURE1)
     return [step("figure1", out / "figure1.json", "-m", "model.figure1", *words)]
 
 

@@ -27,12 +27,12 @@ def markdown(heads: list[str], rows: list[list[str]]) -> str:
 
 def ablations(result: Result) -> str:
     whole, *others = result["rows"]
-    rows = [[whole["what"], spread(whole["top1"]), spread(whole["top5"]), "", "", ""]]
+    rows = [[whole["what"], spread(whole["top1"]), spread(whole["top5"]), "", "", "", f"{sum(whole['sent']):,}"]]
     for one in others:
         paper = " / ".join("-" if value is None else f"{value:+.1f}" for value in one["paper"]) if one["source"] else ""
         differences = [spread(some, "+") for some in worse_by(one, whole)]
-        rows.append([one["what"], spread(one["top1"]), spread(one["top5"]), *differences, paper])
-    return markdown(["", "top-1 %", "top-5 %", "worse by, top-1", "top-5", "the paper"], rows)
+        rows.append([one["what"], spread(one["top1"]), spread(one["top5"]), *differences, paper, f"{sum(one['sent']):,}"])
+    return markdown(["", "top-1 %", "top-5 %", "worse by, top-1", "top-5", "the paper", "columns send, bytes a picture"], rows)
 
 
 def errors(result: Result) -> str:

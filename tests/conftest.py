@@ -131,6 +131,15 @@ def shard_files(folder: Path) -> dict[str, str]:
     return {name: digest for name, digest in files_of(folder).items() if name not in ("pca.json", "mean.npy")}
 
 
+def torchvision_loads() -> bool:
+    """Whether it does here: beside torch's CPU build only where a test has shown it what it misses."""
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):
+        return False
+    return True
+
+
 def one_line(result: subprocess.CompletedProcess[str], *words: str) -> str:
     """The run failed with one line on stderr, beginning "error:", in which all `words` are; that line."""
     lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]

@@ -84,7 +84,8 @@ def test_the_first_rank_sees_both_columns_of_any_layout(ranks: list[dict[str, tu
     seen, _ = ranks[0][layout]
     assert sorted(seen) == sorted(alone) == sorted(NAMES)
     for name, one in alone.items():
-        most, counts, values, total, squares, silent = seen[name]
+        most, counts, values, total, squares, silent, least = seen[name]
+        assert least == one.least == 0
         assert (values, silent, sum(counts)) == (one.values, one.silent, one.values)
         assert (most, total, squares) == pytest.approx((one.most, one.total, one.squares), rel=1e-5)
         # a value at the border of two parts may fall into either, as the columns sum in another order

@@ -122,9 +122,19 @@ def pyvips(pictures: list[bytes]) -> Conversion:
     return Conversion(convert)
 
 
+def check_torchvision() -> None:
+    """Its compiled part loads beside the torch that it was built for only. Raises ModuleNotFoundError beside another."""
+    try:
+        import torchvision  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: F401
+    except RuntimeError:
+        raise ModuleNotFoundError("No module named 'torchvision' that fits this torch", name="torchvision") from None
+
+
 def torchvision(pictures: list[bytes]) -> Conversion:
     """v2's functions on uint8; those without v2 go through float32 and take more than twice as long."""
     import torch
+
+    check_torchvision()
     from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg  # type: ignore[import-not-found,import-untyped,unused-ignore]
     from torchvision.transforms import InterpolationMode  # type: ignore[import-not-found,import-untyped,unused-ignore]
     from torchvision.transforms.v2 import functional  # type: ignore[import-not-found,import-untyped,unused-ignore]

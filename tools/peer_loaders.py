@@ -49,8 +49,17 @@ class Loader:
 # --- what the peers have in common that leave decoding to others
 
 
+def check_torchvision() -> None:
+    """Its compiled part loads beside the torch that it was built for only. Raises ModuleNotFoundError beside another."""
+    try:
+        import torchvision  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: F401
+    except RuntimeError:
+        raise ModuleNotFoundError("No module named 'torchvision' that fits this torch", name="torchvision") from None
+
+
 def by_torchvision() -> Decode:
     """torchvision's decoder (libjpeg-turbo), the fastest there is for a DataLoader."""
+    check_torchvision()
     from torchvision.io import decode_jpeg  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
     return lambda jpeg: decode_jpeg(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8)).permute(1, 2, 0).numpy()  # it lies in memory like this
@@ -101,6 +110,7 @@ def webdataset(s: Setup, decode: Callable[[], Decode]) -> Loader:
 
 def imagefolder(s: Setup, decode: Callable[[], Decode]) -> Loader:
     """torchvision.datasets.ImageFolder over the JPEGs as files, and DataLoader."""
+    check_torchvision()
     from torchvision.datasets import ImageFolder  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
     read = decode()

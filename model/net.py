@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class MaskDraw:
         return (drawn[first : first + rows, own] < keep).to(like.dtype) / keep
 
 
-class Net(nn.Module):
+class Net(nn.Module, ABC):
     """(n, 3, input, input) pictures, grey levels with the mean subtracted -> (n, classes) logits.
 
     With one of two columns, every layer has that column's half of the outputs (first dimension); as a rank of the hybrid, the
@@ -101,8 +102,9 @@ class Net(nn.Module):
         """Under it layers compute in the type that `ways` says."""
         return torch.autocast(device.type, torch.bfloat16) if self.ways.half else nullcontext()
 
+    @abstractmethod
     def _layers(self, images: torch.Tensor, masks: Masks | None) -> torch.Tensor:
-        raise NotImplementedError
+        """What forward gives."""
 
     def _fire(self, layer: str, x: torch.Tensor) -> torch.Tensor:
         """ReLU; whoever looks at the net is shown what comes out."""
